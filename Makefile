@@ -1,0 +1,34 @@
+# The verbs of pg_zdd. Each one does its own set-up; `make setup` alone is never needed.
+#
+#   make demo       a rolling update, played on a scratch server
+#   make test       every test
+#   make bench      side by side with the alternatives
+#   make lint       formatting and clippy
+#   make install    into the server of PG_CONFIG
+#
+# PG_CONFIG=/path/to/pg_config chooses the server (14 to 18), by default Debian's PostgreSQL 15 or the first pg_config
+# on the path. Only `install` writes to its folders: the others use a copy of the installation below target/ and
+# scratch clusters in temporary folders, which a running server never notices.
+
+SHELL := bash
+export PG_CONFIG
+
+.PHONY: setup install demo test bench lint
+
+setup:
+	@scripts/setup.sh
+
+install: setup
+	@scripts/install.sh
+
+demo: setup
+	@scripts/client.sh pg_zdd_demo
+
+test: setup
+	@scripts/test.sh
+
+bench: setup
+	@scripts/client.sh pg_zdd_bench
+
+lint: setup
+	@scripts/lint.sh

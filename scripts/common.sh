@@ -1,0 +1,46 @@
+# Sourced by the other scripts: where things are.
+#
+#   PG_CONFIG           the server chosen by the caller
+#   pg_major            its major version
+#   PGRX_HOME           pgrx's configuration, our own, whatever HOME is
+#   server_pg_config    the pg_config of our copy of that server's installation (see copy_server in setup.sh)
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+pgrx_version=0.18.1
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+export PATH="$CARGO_TARGET_DIR/tools/bin:$PATH"
+# What cargo-pgrx passes when it builds an extension. Passed always, nothing is built a second time because of it.
+if [ "$(uname)" = Linux ]; then export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-Wl,--no-gc-sections"; fi
+
+say() { printf '\033[1m== %s\033[0m\n' "$*"; }
+fail() {
+    printf 'error: %s\n' "$@" >&2
+    exit 1
+}
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+given_pg_config=${PG_CONFIG:-}
+find_pg_config() {
+    PG_CONFIG=$given_pg_config
+    if [ -z "$PG_CONFIG" ]; then
+        PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+        # Debian's pg_config on the path may be a placeholder that only says what to install.
+        [ -x "$PG_CONFIG" ] || ! pg_config --version >/dev/null 2>&1 || PG_CONFIG=$(command -v pg_config)
+    fi
+}
+
+# The server must be able to read our copy. Run by root it runs as postgres, which cannot see into, say, /root.
+find_server_copy() {
+    pg_major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+    local home="$CARGO_TARGET_DIR/pg$pg_major"
+    export PGRX_HOME="$home/pgrx"
+    server="$home/server"
+    mkdir -p "$home"
+    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups test -r "$home/."; then
+        server="/var/tmp/pg_zdd-$(cksum <<<"$home" | cut -d' ' -f1)"
+    fi
+    server_pg_config=$server$(cat "$server/pg_config" 2>/dev/null || true)
+}

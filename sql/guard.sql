@@ -1,0 +1,61 @@
+-- The guard looks at the state that DDL leaves behind. It runs with the rights of the extension's owner, so that it
+-- can read the catalog; it changes nothing but the state of changes whose table is gone.
+
+create function zdd.guard() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    touched oid[];
+begin
+    if not exists (select from zdd.change where relation is not null) then
+        -- A stray sync trigger is refused all the same.
+        if tg_tag = 'CREATE TRIGGER' then
+            perform zdd._check_guard(null);
+        end if;
+    elsif tg_event = 'sql_drop' then
+        -- What no change can depend on is not worth a look.
+        if exists (
+            select from pg_event_trigger_dropped_objects() as d
+            where not d.is_temporary and d.object_type not in ('index', 'view', 'materialized view', 'sequence', 'rule')
+        ) then
+            perform zdd._check_guard(null);
+        end if;
+    else
+        -- DDL on relations concerns the changes of those relations; any other DDL may concern all.
+        select array_agg(c.objid) into touched
+        from pg_event_trigger_ddl_commands() as c
+        where c.schema_name is distinct from 'pg_temp' and c.objid is not null
+            and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT');
+        if touched is null then
+            return;
+        end if;
+        if exists (
+            select from pg_event_trigger_ddl_commands() as c
+            where c.classid <> 'pg_class'::regclass and c.schema_name is distinct from 'pg_temp'
+                and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT')
+        ) then
+            touched := null;
+        end if;
+        perform zdd._check_guard(touched);
+    end if;
+end
+$$;
+comment on function zdd.guard() is
+    'Refuses DDL that would break an active change (SQLSTATE 55006), unless zdd.guard is off.';
+
+create event trigger pg_zdd_guard on ddl_command_end execute function zdd.guard();
+create event trigger pg_zdd_guard_drop on sql_drop execute function zdd.guard();
+
+-- The legal moves are written down in one place, in the library.
+create function zdd.check_phase() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform zdd._check_move(old.name, old.phase, new.phase);
+    return new;
+end
+$$;
+comment on function zdd.check_phase() is 'Rejects moves between phases that do not exist (SQLSTATE 55000).';
+
+create trigger check_phase before update of phase on zdd.change
+for each row when (old.phase is distinct from new.phase) execute function zdd.check_phase();

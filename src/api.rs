@@ -1,0 +1,501 @@
+//! Every function and procedure that SQL can call: check, call, return.
+
+use std::time::Duration;
+
+use pgrx::JsonB;
+use pgrx::datum::Interval;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use serde_json::json;
+
+use crate::backfill::batch::Task;
+use crate::backfill::run;
+use crate::binding::Binding;
+use crate::catalog::{self, Change};
+use crate::contract::Consent;
+use crate::ddl::{self, Request};
+use crate::error::Error;
+use crate::guard;
+use crate::guc;
+use crate::pg::lock::LockMode;
+use crate::pg::parse::{ColumnDefinition, column_definitions};
+use crate::pg::procedure::Procedure;
+use crate::pg::security::{acts_for, current_role};
+use crate::pg::table::Table;
+use crate::pg::types::ColumnType;
+use crate::phase::Phase;
+use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
+use crate::{contract, verify};
+
+/// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
+///
+/// Takes ACCESS EXCLUSIVE on the table for catalog updates only, tried for `zdd.lock_timeout` at a time.
+#[pg_extern(sql = r#"
+create function zdd.split_column(
+    relation regclass, source name, columns text,
+    regex text default null, delimiter text default null, split_sql text[] default null,
+    "join" text default null, join_sql text default null,
+    unmatched text default 'null', conflict text default 'new',
+    indexes text[] default '{}', change text default null
+) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::too_many_arguments)]
+fn split_column(
+    relation: Option<pg_sys::Oid>,
+    source: Option<&core::ffi::CStr>,
+    columns: Option<&str>,
+    regex: Option<String>,
+    delimiter: Option<String>,
+    split_sql: Option<Vec<Option<String>>>,
+    join: Option<String>,
+    join_sql: Option<String>,
+    unmatched: Option<&str>,
+    conflict: Option<&str>,
+    indexes: Option<Vec<Option<String>>>,
+    change: Option<String>,
+) -> Result<String, ErrorReport> {
+    let draft = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
+    let conflict = word("conflict", conflict, &["new", "old", "error"])?;
+    let table = owned_table(draft.relation)?;
+    ddl::check_table(&table, &draft.source)?;
+    let change = change.unwrap_or_else(|| format!("{}.{}", table.bare_name(), draft.source));
+    let rule = draft.rule(&table, change, conflict)?;
+    // Everything about the rule that can be wrong is found before anything is locked.
+    draft.bind(rule.clone(), &table)?;
+    drop(table);
+    let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
+    check_indexes(&indexes, &rule)?;
+    let change = rule.change.clone();
+    ddl::expand(&Request { relation: draft.relation, rule, columns: draft.columns, indexes })?;
+    Ok(change)
+}
+
+/// Applies a rule to a sample of the rows and changes nothing. Takes ACCESS SHARE.
+#[pg_extern(sql = r#"
+create function zdd.preview_split(
+    relation regclass, source name, columns text,
+    regex text default null, delimiter text default null, split_sql text[] default null,
+    "join" text default null, join_sql text default null,
+    unmatched text default 'null', sample_rows integer default 10000
+) returns table (kind text, rows bigint, share numeric, examples jsonb)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::too_many_arguments, clippy::type_complexity)]
+fn preview_split(
+    relation: Option<pg_sys::Oid>,
+    source: Option<&core::ffi::CStr>,
+    columns: Option<&str>,
+    regex: Option<String>,
+    delimiter: Option<String>,
+    split_sql: Option<Vec<Option<String>>>,
+    join: Option<String>,
+    join_sql: Option<String>,
+    unmatched: Option<&str>,
+    sample_rows: Option<i32>,
+) -> Result<
+    TableIterator<'static, (name!(kind, String), name!(rows, i64), name!(share, AnyNumeric), name!(examples, JsonB))>,
+    ErrorReport,
+> {
+    let sample_rows = positive("sample_rows", sample_rows)?;
+    let draft = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
+    let table = owned_table(draft.relation)?;
+    ddl::check_table(&table, &draft.source)?;
+    let rule = draft.rule(&table, "preview".into(), Conflict::New)?;
+    drop(table);
+    let preview = verify::preview(draft.relation, sample_rows.into(), |table| draft.bind(rule.clone(), table))?;
+    let total = preview.matched.rows + preview.unmatched.rows + preview.null.rows;
+    let share = |rows: i64| {
+        let basis_points = rows * 10_000 / total.max(1);
+        AnyNumeric::try_from(basis_points as f64 / 10_000.0).unwrap_or_default()
+    };
+    let kinds = [
+        ("matched", preview.matched),
+        ("unmatched", preview.unmatched),
+        ("null", preview.null),
+        ("lossy", preview.lossy),
+    ];
+    Ok(TableIterator::new(
+        kinds.map(|(name, kind)| (name.to_owned(), kind.rows, share(kind.rows), JsonB(kind.examples.into()))),
+    ))
+}
+
+/// Splits the rows that were there before the change, in small transactions, and moves the change to `expanded`. Goes on
+/// where it stopped. Prints its progress once a second. Takes ROW EXCLUSIVE, and row locks that are free.
+#[pg_extern(sql = r#"
+create procedure zdd.backfill(change text, fire_triggers boolean default false)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn backfill(
+    change: Option<String>,
+    fire_triggers: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<(), ErrorReport> {
+    let procedure = Procedure::begin("backfill", fcinfo)?;
+    let name = procedure.transaction(|| Ok(owned_change(change.as_deref())?.name))?;
+    Ok(run::backfill(&procedure, &name, fire_triggers.unwrap_or(false))?)
+}
+
+/// Counts the rows of a change by state, in one snapshot. Takes ACCESS SHARE.
+#[pg_extern(sql = r#"
+create function zdd.verify(
+    change text,
+    out rows bigint, out in_sync bigint, out unmatched bigint, out pending bigint, out diverged bigint,
+    out lossy bigint, out null_violations bigint
+) returns setof record language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::type_complexity)]
+fn verify_change(
+    change: Option<&str>,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(rows, i64),
+            name!(in_sync, i64),
+            name!(unmatched, i64),
+            name!(pending, i64),
+            name!(diverged, i64),
+            name!(lossy, i64),
+            name!(null_violations, i64),
+        ),
+    >,
+    ErrorReport,
+> {
+    let counts = verify::verify(&owned_change(change)?)?;
+    Ok(TableIterator::once((
+        counts.rows,
+        counts.in_sync,
+        counts.unmatched,
+        counts.pending,
+        counts.diverged,
+        counts.lossy,
+        counts.null_violations,
+    )))
+}
+
+/// The rows that are not plainly in sync. Takes ACCESS SHARE.
+#[pg_extern(sql = r#"
+create function zdd.mismatches(change text, max_rows integer default 100)
+returns table (relation regclass, key jsonb, ctid tid, source text, targets jsonb, kind text)
+language sql set search_path = pg_catalog, pg_temp
+as $$
+    select m.relation::regclass, m.key, m.ctid::tid, m.source, m.targets, m.kind
+    from zdd._mismatches(change, max_rows) as m
+$$;
+create function zdd._mismatches(change text, max_rows integer)
+returns table (relation oid, key jsonb, ctid text, source text, targets jsonb, kind text)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::type_complexity)]
+fn mismatches(
+    change: Option<&str>,
+    max_rows: Option<i32>,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(relation, pg_sys::Oid),
+            name!(key, Option<JsonB>),
+            name!(ctid, String),
+            name!(source, Option<String>),
+            name!(targets, Option<JsonB>),
+            name!(kind, String),
+        ),
+    >,
+    ErrorReport,
+> {
+    let max_rows = positive("max_rows", max_rows)?;
+    Ok(TableIterator::new(verify::mismatches(&owned_change(change)?, max_rows as usize)?))
+}
+
+/// Settles diverged rows by one side, in small transactions. Takes ROW EXCLUSIVE.
+#[pg_extern(sql = r#"
+create procedure zdd.repair(change text, winner text)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn repair(change: Option<String>, winner: Option<String>, fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let procedure = Procedure::begin("repair", fcinfo)?;
+    let change = procedure.transaction(|| owned_change(change.as_deref()))?;
+    let task = match word("winner", winner.as_deref(), &["new", "old"])? {
+        Conflict::New => Task::NewWins,
+        _ => Task::OldWins,
+    };
+    Ok(run::repair(&procedure, &change, task)?)
+}
+
+/// Changes the policies and the pace of a change. Policies take ACCESS EXCLUSIVE as split_column does.
+#[pg_extern(sql = r#"
+create function zdd.alter_change(
+    change text, unmatched text default null, conflict text default null,
+    batch_target interval default null, max_rows_per_second integer default null
+) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn alter_change(
+    change: Option<&str>,
+    unmatched: Option<&str>,
+    conflict: Option<&str>,
+    batch_target: Option<Interval>,
+    max_rows_per_second: Option<i32>,
+) -> Result<String, ErrorReport> {
+    let change = owned_change(change)?;
+    let change = catalog::lock(&change.name)?;
+    let mut rule = change.rule.clone();
+    if unmatched.is_some() {
+        rule.unmatched = word("unmatched", unmatched, &["null", "whole", "error"])?;
+    }
+    if conflict.is_some() {
+        rule.conflict = word("conflict", conflict, &["new", "old", "error"])?;
+    }
+    let batch_target = batch_target.map(batch_time).transpose()?;
+    let max_rows = max_rows_per_second
+        .map(|rows| {
+            u32::try_from(rows).map_err(|_| Error::BadNumber {
+                argument: "max_rows_per_second",
+                value: rows.to_string(),
+                allowed: "a number of rows, or 0 for no limit",
+            })
+        })
+        .transpose()?;
+    if rule != change.rule {
+        let widens = rule.unmatched == Unmatched::Whole && change.rule.unmatched != Unmatched::Whole;
+        if widens && change.phase != Phase::Expanding {
+            Err(Error::WholeTooLate { change: change.name.clone(), phase: change.phase })?;
+        }
+        let table = owned_table(change.relation)?;
+        Binding::to_table(rule.clone(), &table)?;
+        drop(table);
+        ddl::set_rule(&change, &rule)?;
+        if widens {
+            // Rows that were passed over are pending now.
+            catalog::restart_lanes(change.id)?;
+        }
+    }
+    catalog::set_options(&change, batch_target, max_rows)?;
+    let detail = json!({
+        "unmatched": rule.unmatched, "conflict": rule.conflict,
+        "batch_target_ms": batch_target.map(|target| target.as_millis() as u64), "max_rows_per_second": max_rows,
+    });
+    catalog::record(change.id, &change.name, "altered", detail)?;
+    Ok(change.name)
+}
+
+/// Rehearses the contract: renames the old column out of the applications' reach; dual writes go on. Takes ACCESS
+/// EXCLUSIVE as split_column does.
+#[pg_extern(sql = r#"
+create function zdd.fence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn fence(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = owned_change(change)?;
+    ddl::fence(&catalog::lock(&change.name)?)?;
+    Ok(Phase::Fenced.as_str().into())
+}
+
+/// Takes a fence back at once. Locks as fence does.
+#[pg_extern(sql = r#"
+create function zdd.unfence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn unfence(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = owned_change(change)?;
+    ddl::unfence(&catalog::lock(&change.name)?)?;
+    Ok(Phase::Expanded.as_str().into())
+}
+
+/// Gives a change up: drops the new columns and the trigger. Locks as fence does.
+#[pg_extern(sql = r#"
+create function zdd.rollback(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = owned_change(change)?;
+    ddl::roll_back(&catalog::lock(&change.name)?)?;
+    Ok(Phase::RolledBack.as_str().into())
+}
+
+/// Drops the old column, once it is known that nothing is lost and nobody uses it. Scans the table under locks that let
+/// reads and writes through; the last step takes ACCESS EXCLUSIVE as split_column does.
+#[pg_extern(sql = r#"
+create procedure zdd.contract(change text, accept_unmatched boolean default false, force boolean default false)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn contract_change(
+    change: Option<String>,
+    accept_unmatched: Option<bool>,
+    force: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<(), ErrorReport> {
+    let procedure = Procedure::begin("contract", fcinfo)?;
+    let change = procedure.transaction(|| owned_change(change.as_deref()))?;
+    let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
+    Ok(contract::contract(&procedure, &change.name, &change, consent)?)
+}
+
+/// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL.
+#[pg_extern(sql = r#"
+create function zdd._check_guard(touched oid[]) returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn check_guard(touched: Option<Vec<pg_sys::Oid>>) -> Result<(), ErrorReport> {
+    Ok(guard::check(touched.as_deref())?)
+}
+
+/// Called by the catalog: an error if a change may not move from one phase to the other.
+#[pg_extern(sql = r#"
+create function zdd._check_move(change text, source text, destination text) returns void
+language c strict immutable as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn check_move(change: &str, source: &str, destination: &str) -> Result<(), ErrorReport> {
+    let phase = |word: &str| word.parse().map_err(|()| Error::Spi(format!("unknown phase {word}")));
+    let moved = crate::phase::move_to(phase(source)?, phase(destination)?);
+    Ok(moved.map_err(|illegal| Error::Move { change: change.to_owned(), illegal })?)
+}
+
+/// What split_column and preview_split have in common.
+struct Draft {
+    relation: pg_sys::Oid,
+    source: String,
+    columns: Vec<ColumnDefinition>,
+    split: Split,
+    join: Join,
+    unmatched: Unmatched,
+}
+
+impl Draft {
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        relation: Option<pg_sys::Oid>,
+        source: Option<&core::ffi::CStr>,
+        columns: Option<&str>,
+        regex: Option<String>,
+        delimiter: Option<String>,
+        split_sql: Option<Vec<Option<String>>>,
+        join: Option<String>,
+        join_sql: Option<String>,
+        unmatched: Option<&str>,
+    ) -> Result<Draft, Error> {
+        let missing = |argument| Error::MissingArgument { argument };
+        let encoding = crate::pg::parse::database_encoding();
+        if encoding != "UTF8" {
+            return Err(Error::NotUtf8 { encoding });
+        }
+        let split_sql = split_sql
+            .map(|texts| texts.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| missing("split_sql")))
+            .transpose()?;
+        let split = match (regex, delimiter, split_sql) {
+            (Some(regex), None, None) => Split::Regex(regex),
+            (None, Some(delimiter), None) => Split::Delimiter(delimiter),
+            (None, None, Some(texts)) => Split::Sql(texts),
+            (None, None, None) => return Err(Error::NoSplitRule),
+            _ => return Err(Error::SeveralSplitRules),
+        };
+        let join = match (join, join_sql, &split) {
+            (Some(template), None, _) => Join::Template(template),
+            (None, Some(text), _) => Join::Sql(text),
+            (None, None, Split::Delimiter(delimiter)) => Join::Delimiter(delimiter.clone()),
+            (None, None, _) => return Err(Error::NoJoinRule),
+            (Some(_), Some(_), _) => return Err(Error::SeveralJoinRules),
+        };
+        Ok(Draft {
+            relation: relation.ok_or_else(|| missing("relation"))?,
+            source: source.ok_or_else(|| missing("source"))?.to_string_lossy().into_owned(),
+            columns: column_definitions(columns.ok_or_else(|| missing("columns"))?)?,
+            split,
+            join,
+            unmatched: word("unmatched", unmatched, &["null", "whole", "error"])?,
+        })
+    }
+
+    fn rule(&self, table: &Table, change: String, conflict: Conflict) -> Result<Rule, Error> {
+        for column in &self.columns {
+            if column.column_type.has_domain_constraints() {
+                let type_name = column.column_type.name();
+                return Err(Error::ConstrainedDomain { column: column.name.clone(), type_name });
+            }
+        }
+        let targets = self.columns.iter().map(|column| Target {
+            name: column.name.clone(),
+            type_name: column.column_type.name(),
+            not_null: column.not_null,
+        });
+        Ok(Rule {
+            version: Rule::VERSION,
+            change,
+            source: Column { name: self.source.clone(), type_name: self.source_type(table)?.1.name() },
+            targets: targets.collect(),
+            split: self.split.clone(),
+            join: self.join.clone(),
+            unmatched: self.unmatched,
+            conflict,
+            max_source_length: guc::max_source_length(),
+        })
+    }
+
+    fn source_type(&self, table: &Table) -> Result<(i16, ColumnType), Error> {
+        let attribute = table
+            .attribute(&self.source)
+            .ok_or_else(|| Error::NoSuchColumn { relation: table.name(), column: self.source.clone() })?;
+        Ok((attribute.number, ColumnType::new(attribute.type_oid, attribute.typmod, attribute.collation)))
+    }
+
+    /// The rule for a table that does not have the new columns yet.
+    fn bind(&self, rule: Rule, table: &Table) -> Result<Binding, Error> {
+        let targets = self.columns.iter().map(|column| column.column_type.clone()).collect();
+        Binding::to_types(rule, self.source_type(table)?, targets, table.owner())
+    }
+}
+
+/// An index is a target, or several with commas.
+fn check_indexes(indexes: &[String], rule: &Rule) -> Result<(), Error> {
+    let names = || rule.targets.iter().map(|target| target.name.clone());
+    for column in indexes.iter().flat_map(|index| index.split(',')).map(str::trim) {
+        if !names().any(|name| name == column) {
+            return Err(Error::UnknownIndexColumn { column: column.to_owned(), targets: names().collect() });
+        }
+    }
+    Ok(())
+}
+
+/// The table, if the caller may act for its owner.
+fn owned_table(relation: pg_sys::Oid) -> Result<Table, Error> {
+    let table = ddl::open(relation, LockMode::AccessShare)?;
+    if acts_for(current_role(), table.owner()) { Ok(table) } else { Err(Error::NotOwner { relation: table.name() }) }
+}
+
+/// The active change, if the caller may act for the owner of its table.
+fn owned_change(name: Option<&str>) -> Result<Change, Error> {
+    let change = catalog::find(name.ok_or(Error::MissingArgument { argument: "change" })?)?;
+    match owned_table(change.relation) {
+        Err(Error::NoSuchTable { .. }) => Err(Error::TableGone { change: change.name }),
+        other => other.map(|_| change),
+    }
+}
+
+fn word<T: std::str::FromStr>(
+    argument: &'static str,
+    value: Option<&str>,
+    allowed: &'static [&'static str],
+) -> Result<T, Error> {
+    let value = value.ok_or(Error::MissingArgument { argument })?;
+    let bad = || Error::BadWord { argument, value: value.to_owned(), allowed };
+    if !allowed.contains(&value) {
+        return Err(bad());
+    }
+    value.parse().map_err(|_| bad())
+}
+
+fn positive(argument: &'static str, value: Option<i32>) -> Result<u32, Error> {
+    let value = value.ok_or(Error::MissingArgument { argument })?;
+    u32::try_from(value).ok().filter(|value| *value > 0).ok_or_else(|| Error::BadNumber {
+        argument,
+        value: value.to_string(),
+        allowed: "a number from 1",
+    })
+}
+
+fn batch_time(interval: Interval) -> Result<Duration, Error> {
+    const ALLOWED: std::ops::RangeInclusive<i64> = 1_000..=10_000_000;
+    let micros = interval.as_micros();
+    let micros = i64::try_from(micros).ok().filter(|micros| ALLOWED.contains(micros));
+    micros.map(|micros| Duration::from_micros(micros.unsigned_abs())).ok_or_else(|| Error::BadNumber {
+        argument: "batch_target",
+        value: format!("{} µs", interval.as_micros()),
+        allowed: "an interval from 1 millisecond to 10 seconds",
+    })
+}

@@ -1,0 +1,5 @@
+//! Splitting the rows that were last written before the dual writes began.
+
+pub mod batch;
+pub mod plan;
+pub mod run;

@@ -1,0 +1,347 @@
+//! What a backfill does next: lanes, batch sizes, speed. Pure: needs no server and reads no clock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How many blocks a lane has, roughly (64 MB).
+const BLOCKS_PER_LANE: u32 = 8192;
+/// How many lanes a table has at most: each has a cursor row, and more workers than this make no sense.
+const MAX_LANES: u32 = 64;
+
+/// A range of blocks that one worker walks at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// The first block.
+    pub start: u32,
+    /// The block after the last.
+    pub end: u32,
+}
+
+/// Cuts a table of so many blocks into lanes whose sizes differ by one block at most.
+pub fn lanes(blocks: u32) -> Vec<Lane> {
+    let count = blocks.div_ceil(BLOCKS_PER_LANE).min(MAX_LANES);
+    let cut = |lane: u32| (u64::from(blocks) * u64::from(lane) / u64::from(count)) as u32;
+    (0..count).map(|lane| Lane { start: cut(lane), end: cut(lane + 1) }).collect()
+}
+
+/// How many blocks the next batch has, so that its own work takes about the target time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchSizer {
+    target: Duration,
+    /// Fractional, so that small sizes can grow slowly too.
+    size: f64,
+}
+
+impl BatchSizer {
+    const FIRST: f64 = 16.0;
+    const MIN: f64 = 1.0;
+    const MAX: f64 = 4096.0;
+
+    /// A sizer that begins with a small batch.
+    pub fn new(target: Duration) -> BatchSizer {
+        BatchSizer { target, size: Self::FIRST }
+    }
+
+    /// The size of the next batch.
+    pub fn blocks(&self) -> u32 {
+        self.size as u32
+    }
+
+    /// Learns from a batch of so many blocks, whose work took so long without any waits. Shrinks to the right size at
+    /// once; grows half of the way, and never to more than double.
+    pub fn record(&mut self, work: Duration, blocks: u32) {
+        if blocks == 0 {
+            return;
+        }
+        // The work may be too short for the clock to tell.
+        let work = work.as_secs_f64().max(1e-9);
+        let right = f64::from(blocks) * self.target.as_secs_f64() / work;
+        let next = if right < self.size { right } else { ((self.size + right) / 2.0).min(self.size * 2.0) };
+        self.size = next.clamp(Self::MIN, Self::MAX);
+    }
+}
+
+/// A cap on the rows per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// The cap; 0 for none.
+    pub max_rows_per_second: u32,
+}
+
+impl RateLimit {
+    /// The longest wait given at a time, so that a worker can look up in between.
+    const MAX_WAIT: Duration = Duration::from_secs(1);
+
+    /// How long to wait when so many rows were done in the time since the start. A pause must begin a new start, or
+    /// the time it took would be made up for at full speed.
+    pub fn wait(&self, rows: u64, elapsed: Duration) -> Duration {
+        if self.max_rows_per_second == 0 {
+            return Duration::ZERO;
+        }
+        let cap = u64::from(self.max_rows_per_second);
+        let rest = Duration::from_nanos(rows % cap * 1_000_000_000 / cap);
+        let due = Duration::from_secs(rows / cap) + rest;
+        due.saturating_sub(elapsed).min(Self::MAX_WAIT)
+    }
+}
+
+/// The speed over the last while, and the time left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rate {
+    window: Duration,
+    /// In the order of time; the first is the last one from before the window, if there is one.
+    samples: VecDeque<Sample>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sample {
+    at: Duration,
+    rows: u64,
+    blocks: u64,
+}
+
+impl Rate {
+    /// Samples closer together than this part of the window become one, which bounds how many are kept.
+    const RESOLUTION: u32 = 64;
+
+    /// A rate over a window of this length.
+    pub fn new(window: Duration) -> Rate {
+        Rate { window, samples: VecDeque::new() }
+    }
+
+    /// Learns how many rows and blocks have been done in all, so long after the start.
+    pub fn record(&mut self, elapsed: Duration, rows: u64, blocks: u64) {
+        let sample = Sample { at: elapsed, rows, blocks };
+        let apart = self.window / Self::RESOLUTION;
+        if let [.., before, last] = self.samples.make_contiguous()
+            && last.at.saturating_sub(before.at) < apart
+        {
+            *last = sample;
+        } else {
+            self.samples.push_back(sample);
+        }
+        let begin = elapsed.saturating_sub(self.window);
+        while self.samples.get(1).is_some_and(|second| second.at <= begin) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Rows per second, once there is something to tell it from.
+    pub fn rows_per_second(&self) -> Option<f64> {
+        self.per_second(|sample| sample.rows)
+    }
+
+    /// How long so many more blocks will take; `None` while nothing moves.
+    pub fn eta(&self, blocks_left: u64) -> Option<Duration> {
+        let speed = self.per_second(|sample| sample.blocks)?;
+        Duration::try_from_secs_f64(blocks_left as f64 / speed).ok()
+    }
+
+    fn per_second(&self, count: impl Fn(&Sample) -> u64) -> Option<f64> {
+        let (first, last) = (self.samples.front()?, self.samples.back()?);
+        let seconds = last.at.saturating_sub(first.at).as_secs_f64();
+        (seconds > 0.0).then(|| count(last).saturating_sub(count(first)) as f64 / seconds)
+    }
+}
+
+/// A duration for people, in its two largest units: `1h 02m`, `3m 20s`, `12s`.
+pub fn format_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {:02}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {:02}m", minutes % 60),
+        _ => format!("{days}d {:02}h", hours % 24),
+    }
+}
+
+/// A number for people: `1,234,567`.
+pub fn format_count(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TARGET: Duration = Duration::from_millis(50);
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn an_empty_table_has_no_lanes() {
+        assert_eq!(lanes(0), []);
+    }
+
+    #[test]
+    fn lanes_grow_with_the_table() {
+        assert_eq!(lanes(1), [Lane { start: 0, end: 1 }]);
+        assert_eq!(lanes(8192).len(), 1);
+        assert_eq!(lanes(8193), [Lane { start: 0, end: 4096 }, Lane { start: 4096, end: 8193 }]);
+        assert_eq!(lanes(u32::MAX).len(), 64);
+    }
+
+    #[test]
+    fn batches_reach_the_target_time() {
+        let mut sizer = BatchSizer::new(TARGET);
+        // A block takes 0.1 ms.
+        for _ in 0..20 {
+            sizer.record(Duration::from_micros(100) * sizer.blocks(), sizer.blocks());
+        }
+        assert!((490..=500).contains(&sizer.blocks()), "{sizer:?}");
+    }
+
+    #[test]
+    fn a_slow_batch_shrinks_the_next_at_once() {
+        let mut sizer = BatchSizer::new(TARGET);
+        sizer.record(TARGET * 4, 16);
+        assert_eq!(sizer.blocks(), 4);
+        sizer.record(Duration::from_secs(60), 4);
+        assert_eq!(sizer.blocks(), 1);
+    }
+
+    #[test]
+    fn a_fast_batch_doubles_the_next_at_most() {
+        let mut sizer = BatchSizer::new(TARGET);
+        sizer.record(Duration::ZERO, 16);
+        assert_eq!(sizer.blocks(), 32);
+        sizer.record(TARGET, 0);
+        assert_eq!(sizer.blocks(), 32);
+    }
+
+    #[test]
+    fn sizes_grow_from_one_again() {
+        let mut sizer = BatchSizer::new(TARGET);
+        sizer.record(Duration::from_secs(60), 16);
+        for _ in 0..20 {
+            sizer.record(ms(30) * sizer.blocks(), sizer.blocks());
+        }
+        assert_eq!(sizer.blocks(), 1);
+        for _ in 0..20 {
+            sizer.record(ms(10) * sizer.blocks(), sizer.blocks());
+        }
+        assert_eq!(sizer.blocks(), 4);
+    }
+
+    #[test]
+    fn a_rate_limit_waits_until_the_rows_are_due() {
+        let limit = RateLimit { max_rows_per_second: 1000 };
+        assert_eq!(limit.wait(500, ms(100)), ms(400));
+        assert_eq!(limit.wait(500, ms(500)), Duration::ZERO);
+        assert_eq!(limit.wait(500, ms(900)), Duration::ZERO);
+        assert_eq!(limit.wait(60_000, ms(100)), ms(1000));
+        assert_eq!(limit.wait(0, Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn no_rate_limit_never_waits() {
+        let limit = RateLimit { max_rows_per_second: 0 };
+        assert_eq!(limit.wait(u64::MAX, Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_rate_forgets_what_is_before_its_window() {
+        let mut rate = Rate::new(ms(10_000));
+        assert_eq!((rate.rows_per_second(), rate.eta(1)), (None, None));
+        rate.record(ms(0), 0, 0);
+        assert_eq!((rate.rows_per_second(), rate.eta(1)), (None, None));
+        rate.record(ms(10_000), 1000, 100);
+        assert_eq!(rate.rows_per_second(), Some(100.0));
+        assert_eq!(rate.eta(50), Some(ms(5000)));
+        rate.record(ms(20_000), 3000, 300);
+        assert_eq!(rate.rows_per_second(), Some(200.0));
+        assert_eq!(rate.eta(0), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_standstill_has_no_end() {
+        let mut rate = Rate::new(ms(1000));
+        rate.record(ms(0), 5, 5);
+        rate.record(ms(1000), 5, 5);
+        assert_eq!(rate.rows_per_second(), Some(0.0));
+        assert_eq!((rate.eta(1), rate.eta(0)), (None, None));
+    }
+
+    #[test]
+    fn many_samples_are_kept_as_few() {
+        let mut rate = Rate::new(ms(1000));
+        for at in 0..100_000 {
+            rate.record(Duration::from_micros(at * 100), at, at);
+        }
+        assert!(rate.samples.len() <= 2 * Rate::RESOLUTION as usize);
+        let speed = rate.rows_per_second().unwrap();
+        assert!((speed - 10_000.0).abs() < 1.0, "{speed}");
+    }
+
+    #[test]
+    fn durations_for_people() {
+        let format = |seconds| format_duration(Duration::from_secs(seconds));
+        assert_eq!(format_duration(ms(900)), "0s");
+        assert_eq!(format(12), "12s");
+        assert_eq!(format(200), "3m 20s");
+        assert_eq!(format(3720), "1h 02m");
+        assert_eq!(format(2 * 86_400 + 3 * 3600), "2d 03h");
+    }
+
+    #[test]
+    fn counts_for_people() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(format_count(number), text);
+        }
+        assert_eq!(format_count(u64::MAX), "18,446,744,073,709,551,615");
+    }
+
+    proptest! {
+        #[test]
+        fn lanes_cover_every_block_once(blocks in prop_oneof![0u32..100_000, any::<u32>()]) {
+            let lanes = lanes(blocks);
+            prop_assert!(lanes.len() <= MAX_LANES as usize);
+            let mut next = 0;
+            for lane in &lanes {
+                prop_assert_eq!(lane.start, next);
+                prop_assert!(lane.start < lane.end);
+                next = lane.end;
+            }
+            prop_assert_eq!(next, blocks);
+            let sizes = || lanes.iter().map(|lane| lane.end - lane.start);
+            prop_assert!(sizes().max().unwrap_or(0) - sizes().min().unwrap_or(0) <= 1);
+        }
+
+        #[test]
+        fn batch_sizes_stay_in_bounds(
+            target in any::<Duration>(),
+            batches in prop::collection::vec((any::<Duration>(), any::<u32>()), 0..50),
+        ) {
+            let mut sizer = BatchSizer::new(target);
+            for (work, blocks) in batches {
+                let before = sizer.size;
+                sizer.record(work, blocks);
+                prop_assert!((1..=4096).contains(&sizer.blocks()));
+                prop_assert!(sizer.size <= before * 2.0);
+            }
+        }
+
+        #[test]
+        fn waits_are_bounded(rows in any::<u64>(), elapsed in any::<Duration>(), max_rows_per_second in any::<u32>()) {
+            let wait = RateLimit { max_rows_per_second }.wait(rows, elapsed);
+            prop_assert!(wait <= Duration::from_secs(1));
+        }
+
+        #[test]
+        fn rates_never_panic(window in any::<Duration>(), samples in prop::collection::vec(any::<(Duration, u64, u64)>(), 0..20), left in any::<u64>()) {
+            let mut rate = Rate::new(window);
+            for (elapsed, rows, blocks) in samples {
+                rate.record(elapsed, rows, blocks);
+                prop_assert!(rate.rows_per_second().is_none_or(|speed| speed >= 0.0));
+                rate.eta(left);
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! A whole backfill, batch by batch, from the session that calls it.
+
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use serde_json::json;
+
+use super::batch::{self, Task};
+use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, lanes};
+use crate::binding::Binding;
+use crate::catalog::{self, Batch, Change, Remaining};
+use crate::error::Error;
+use crate::guc;
+use crate::pg::lock::{self, LockMode};
+use crate::pg::procedure::Procedure;
+use crate::pg::security::with_settings;
+use crate::pg::subxact::catch;
+use crate::pg::table::Table;
+use crate::phase::Phase;
+use crate::verify::{self, Counts};
+
+/// What one step of a backfill did.
+enum Step {
+    /// A batch of so many rows.
+    Batch { rows: u64 },
+    /// Nothing: other sessions have all lanes that are left.
+    Busy,
+    /// All lanes are done and nothing is skipped.
+    Done,
+    /// What was skipped is still locked.
+    Locked,
+    /// The change is no longer expanding.
+    Over(Phase),
+}
+
+/// Runs a backfill until every row is split, and moves the change to `expanded` if it is.
+pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Result<(), Error> {
+    let change = procedure.transaction(|| begin(name))?;
+    if change.phase != Phase::Expanding {
+        pgrx::info!("{name}: nothing to do, the change is {}", change.phase.as_str());
+        return Ok(());
+    }
+    let task = if fire_triggers { Task::SplitFiringTriggers } else { Task::Split };
+    let mut run = Run::new(change, task);
+    // A row can be left behind only by a session that wrote without the trigger; once more will find it.
+    const PASSES: u32 = 3;
+    for pass in 1..=PASSES {
+        if let Some(phase) = run.split_rows(procedure)? {
+            pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
+            return Ok(());
+        }
+        let counts = run.verify(procedure)?;
+        if counts.pending > 0 && pass < PASSES {
+            procedure.transaction(|| catalog::restart_lanes(run.change.id))?;
+            continue;
+        }
+        return run.finish(procedure, &counts);
+    }
+    Ok(())
+}
+
+/// Checks the change and sees to it that every table has lanes.
+fn begin(name: &str) -> Result<Change, Error> {
+    let change = catalog::lock(name)?;
+    if change.phase != Phase::Expanding {
+        return Ok(change);
+    }
+    let tables = verify::tables(change.relation);
+    let known = catalog::lanes(change.id)?;
+    for lane in known.iter().filter(|lane| !tables.contains(&lane.relation)) {
+        catalog::drop_lanes(change.id, lane.relation)?;
+    }
+    let resumed = known.iter().any(|lane| lane.next_block > 0);
+    for relation in tables {
+        let Some(table) = Table::open(relation, LockMode::AccessShare) else { continue };
+        let same_file = known.iter().any(|lane| lane.relation == relation && lane.file == table.file());
+        if !same_file {
+            catalog::create_lanes(change.id, relation, table.file(), &lanes(table.blocks()))?;
+        }
+    }
+    let event = if resumed { "backfill_resumed" } else { "backfill_started" };
+    catalog::record(change.id, name, event, json!({}))?;
+    Ok(change)
+}
+
+struct Run {
+    change: Change,
+    task: Task,
+    sizer: BatchSizer,
+    start: Instant,
+    rows: u64,
+    rate: Rate,
+    last_report: Instant,
+    /// Where the sweep of skipped blocks is.
+    swept: Option<(pg_sys::Oid, u32)>,
+    waiting: bool,
+}
+
+impl Run {
+    fn new(change: Change, task: Task) -> Run {
+        let now = Instant::now();
+        Run {
+            sizer: BatchSizer::new(change.batch_target),
+            change,
+            task,
+            start: now,
+            rows: 0,
+            rate: Rate::new(Duration::from_secs(10)),
+            last_report: now,
+            swept: None,
+            waiting: false,
+        }
+    }
+
+    /// Goes on until no row is left. Returns the phase if the change has left `expanding` meanwhile.
+    fn split_rows(&mut self, procedure: &Procedure) -> Result<Option<Phase>, Error> {
+        let mut failures = 0_u32;
+        loop {
+            lock::check_for_interrupts();
+            // Losing the last few batches in a crash costs nothing but their repetition.
+            let step = procedure
+                .transaction(|| Ok(catch(|| with_settings(&[(c"synchronous_commit", c"off")], || self.step()))))?;
+            let pause = match step {
+                Ok(step) => {
+                    failures = 0;
+                    match step? {
+                        Step::Batch { rows } => {
+                            self.rows += rows;
+                            let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
+                            limit.wait(self.rows, self.start.elapsed())
+                        }
+                        Step::Busy => self.wait(procedure, "lanes that other sessions work on")?,
+                        Step::Locked => self.wait(procedure, "row locks of other sessions")?,
+                        Step::Done => return Ok(None),
+                        Step::Over(phase) => return Ok(Some(phase)),
+                    }
+                }
+                Err(error) => {
+                    let message = error.message();
+                    procedure.transaction(|| catalog::set_error(self.change.id, &message))?;
+                    if !error.is_transient() {
+                        let detail = json!({ "error": message });
+                        procedure
+                            .transaction(|| catalog::record(self.change.id, &self.change.name, "error", detail))?;
+                        error.rethrow();
+                    }
+                    failures += 1;
+                    Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2))
+                }
+            };
+            if pause.is_zero() && self.waiting {
+                self.waiting = false;
+                procedure.transaction(|| catalog::set_waiting(self.change.id, None))?;
+            }
+            self.report(procedure)?;
+            lock::sleep(pause);
+        }
+    }
+
+    fn wait(&mut self, procedure: &Procedure, reason: &str) -> Result<Duration, Error> {
+        if !self.waiting {
+            self.waiting = true;
+            procedure.transaction(|| catalog::set_waiting(self.change.id, Some(reason)))?;
+        }
+        Ok(Duration::from_millis(100))
+    }
+
+    /// One batch of a lane, or of the blocks that were skipped once all lanes are done.
+    fn step(&mut self) -> Result<Step, Error> {
+        // Read anew each time: alter_change, fence or rollback may have come in between.
+        let current = catalog::find(&self.change.name);
+        self.change = match current {
+            Ok(change) if change.phase == Phase::Expanding => change,
+            Ok(change) => return Ok(Step::Over(change.phase)),
+            Err(Error::Final { phase, .. }) => return Ok(Step::Over(phase)),
+            Err(error) => return Err(error),
+        };
+        if let Some(lane) = catalog::take_lane(self.change.id)? {
+            return self.lane_batch(&lane);
+        }
+        let remaining = catalog::remaining(self.change.id)?;
+        if remaining.blocks_done < remaining.blocks_total {
+            return Ok(Step::Busy);
+        }
+        match catalog::take_skipped(self.change.id, self.swept)? {
+            Some((relation, block)) => self.sweep(relation, block),
+            None if self.swept.take().is_some() && catalog::remaining(self.change.id)?.skipped > 0 => Ok(Step::Locked),
+            None if remaining.skipped > 0 => Ok(Step::Busy),
+            None => Ok(Step::Done),
+        }
+    }
+
+    fn lane_batch(&mut self, lane: &catalog::Lane) -> Result<Step, Error> {
+        let id = self.change.id;
+        let Some(table) = open(lane.relation)? else {
+            catalog::drop_lanes(id, lane.relation)?;
+            return Ok(Step::Batch { rows: 0 });
+        };
+        if table.file() != lane.file {
+            // VACUUM FULL or CLUSTER has moved the rows. Those that were split are skipped quickly.
+            catalog::create_lanes(id, lane.relation, table.file(), &lanes(table.blocks()))?;
+            return Ok(Step::Batch { rows: 0 });
+        }
+        let next = lane.next_block.saturating_add(self.sizer.blocks()).min(lane.end_block);
+        let blocks = next - lane.next_block;
+        let binding = Binding::to_table(self.change.rule.clone(), &table)?;
+        let outcome = batch::run(&binding, &table, lane.next_block..next, self.task)?;
+        self.sizer.record(outcome.work, blocks);
+        if !outcome.skipped.is_empty() {
+            catalog::skip(lane, &outcome.skipped)?;
+        }
+        let batch = Batch { next_block: next, rows: outcome.rows, blocks, work: outcome.work };
+        catalog::advance_lane(lane, batch)?;
+        Ok(Step::Batch { rows: outcome.rows })
+    }
+
+    fn sweep(&mut self, relation: pg_sys::Oid, block: u32) -> Result<Step, Error> {
+        let id = self.change.id;
+        self.swept = Some((relation, block));
+        let Some(table) = open(relation)? else {
+            catalog::drop_lanes(id, relation)?;
+            return Ok(Step::Batch { rows: 0 });
+        };
+        if catalog::lanes(id)?.iter().any(|lane| lane.relation == relation && lane.file != table.file()) {
+            catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
+            return Ok(Step::Batch { rows: 0 });
+        }
+        let binding = Binding::to_table(self.change.rule.clone(), &table)?;
+        let outcome = batch::run(&binding, &table, block..block + 1, self.task)?;
+        if outcome.skipped.is_empty() {
+            catalog::swept(id, relation, block)?;
+        }
+        catalog::count_rows(id, relation, outcome.rows)?;
+        Ok(Step::Batch { rows: outcome.rows })
+    }
+
+    /// Prints a line if the last one is a second old.
+    fn report(&mut self, procedure: &Procedure) -> Result<(), Error> {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        if self.last_report.elapsed() < INTERVAL {
+            return Ok(());
+        }
+        self.last_report = Instant::now();
+        let remaining = procedure.transaction(|| catalog::remaining(self.change.id))?;
+        self.rate.record(self.start.elapsed(), self.rows, remaining.blocks_done);
+        pgrx::info!("{}", self.line(&remaining));
+        Ok(())
+    }
+
+    fn line(&self, remaining: &Remaining) -> String {
+        let blocks_left = remaining.blocks_total.saturating_sub(remaining.blocks_done);
+        let percent = 100.0 * remaining.blocks_done as f64 / remaining.blocks_total.max(1) as f64;
+        let seconds = self.start.elapsed().as_secs_f64();
+        let speed = self.rate.rows_per_second().unwrap_or(self.rows as f64 / seconds.max(0.001));
+        let mut line = format!(
+            "{}: {percent:.1} %, {} rows, {} rows/s",
+            self.change.name,
+            format_count(remaining.rows),
+            format_count(speed as u64)
+        );
+        if let Some(eta) = self.rate.eta(blocks_left).filter(|_| blocks_left > 0) {
+            line.push_str(&format!(", {} left", format_duration(eta)));
+        }
+        if remaining.skipped > 0 {
+            line.push_str(&format!(", {} blocks with locked rows to come back to", format_count(remaining.skipped)));
+        }
+        line
+    }
+
+    fn verify(&self, procedure: &Procedure) -> Result<Counts, Error> {
+        count(procedure, &self.change)
+    }
+
+    /// Moves the change to `expanded`, or says what stands in the way.
+    fn finish(&self, procedure: &Procedure, counts: &Counts) -> Result<(), Error> {
+        let seconds = self.start.elapsed().as_secs_f64();
+        let name = &self.change.name;
+        if counts.pending > 0 || counts.diverged > 0 {
+            pgrx::warning!(
+                "{}: the change stays expanding: {} rows are pending and {} diverged; see zdd.mismatches",
+                name,
+                format_count(counts.pending.unsigned_abs()),
+                format_count(counts.diverged.unsigned_abs()),
+            );
+            return Ok(());
+        }
+        let rows = procedure.transaction(|| {
+            let change = catalog::lock(name)?;
+            let rows = catalog::remaining(change.id)?.rows;
+            if change.phase == Phase::Expanding {
+                let detail = json!({
+                    "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
+                });
+                catalog::set_phase(&change, Phase::Expanded, detail)?;
+            }
+            Ok(rows)
+        })?;
+        pgrx::info!(
+            "{name}: expanded; {} rows split in {} ({} rows/s), {} rows verified, {} unmatched, {} lossy",
+            format_count(rows),
+            format!("{seconds:.1}s"),
+            format_count((self.rows as f64 / seconds.max(0.001)) as u64),
+            format_count(counts.rows.unsigned_abs()),
+            format_count(counts.unmatched.unsigned_abs()),
+            format_count(counts.lossy.unsigned_abs()),
+        );
+        Ok(())
+    }
+}
+
+/// Opens a table for a batch, without waiting long behind DDL.
+fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
+    let timeout = std::ffi::CString::new(format!("{}ms", guc::lock_timeout().as_millis().max(1)))
+        .map_err(|_| Error::Spi("invalid timeout".into()))?;
+    Ok(with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive)))
+}
+
+/// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
+pub fn count(procedure: &Procedure, change: &Change) -> Result<Counts, Error> {
+    let mut counts = Counts::default();
+    for (relation, blocks) in sizes(procedure, change)? {
+        for piece in verify::pieces(blocks) {
+            procedure.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
+        }
+    }
+    Ok(counts)
+}
+
+fn sizes(procedure: &Procedure, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
+    procedure.transaction(|| {
+        Ok(verify::tables(change.relation)
+            .into_iter()
+            .filter_map(|oid| Some((oid, Table::open(oid, LockMode::AccessShare)?.blocks())))
+            .collect())
+    })
+}
+
+/// Settles all diverged rows by one side.
+pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), Error> {
+    let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
+    for (relation, blocks) in sizes(procedure, change)? {
+        let mut next = 0;
+        while next < blocks {
+            let end = next.saturating_add(sizer.blocks()).min(blocks);
+            let outcome = procedure.transaction(|| {
+                let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
+                let binding = Binding::to_table(change.rule.clone(), &table)?;
+                batch::run(&binding, &table, next..end, task)
+            })?;
+            repaired += outcome.rows;
+            if outcome.skipped.is_empty() {
+                sizer.record(outcome.work, end - next);
+                next = end;
+            } else {
+                // What was written is settled; the rest is tried again.
+                lock::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+    let counts = count(procedure, change)?;
+    procedure.transaction(|| {
+        let detail = json!({ "rows": repaired, "winner": if task == Task::NewWins { "new" } else { "old" } });
+        catalog::record(change.id, &change.name, "repaired", detail)
+    })?;
+    pgrx::info!(
+        "{}: {} rows repaired, {} still diverged",
+        change.name,
+        format_count(repaired),
+        format_count(counts.diverged.unsigned_abs())
+    );
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! A rule bound to the columns of a table: f and g over the values of rows, and the facts that decide a row's state.
+
+use crate::error::Error;
+use crate::pg::expr::Expressions;
+use crate::pg::memory::Memory;
+use crate::pg::security::{Confinement, as_role};
+use crate::pg::subxact::catch;
+use crate::pg::table::{Row, Table};
+use crate::pg::types::ColumnType;
+use crate::pg::value::Value;
+use crate::rule::state::{self, RowState, Side};
+use crate::rule::{Join, Joiner, Rule, Split, Splitter, Unmatched};
+use pgrx::pg_sys::Oid;
+
+/// A column that a rule reads and writes.
+pub struct BoundColumn {
+    /// Its number in the table; 0 when it is not there yet.
+    pub number: i16,
+    pub column_type: ColumnType,
+    /// Its default, if that is known before a row is there.
+    default: Option<Value>,
+}
+
+/// A rule that can be applied to values.
+pub struct Binding {
+    pub rule: Rule,
+    pub source: BoundColumn,
+    pub targets: Vec<BoundColumn>,
+    splitter: Splitting,
+    joiner: Joining,
+    /// Whose rights SQL expressions and domains are evaluated with.
+    owner: Oid,
+    source_has_constraints: bool,
+    /// Holds the defaults.
+    _memory: Memory,
+}
+
+enum Splitting {
+    Text(Splitter),
+    Sql(Expressions),
+}
+
+enum Joining {
+    Text(Joiner),
+    Sql(Expressions),
+}
+
+impl Binding {
+    /// Binds a rule to a table that has all its columns.
+    pub fn to_table(rule: Rule, table: &Table) -> Result<Binding, Error> {
+        let memory = Memory::long_lived();
+        let column = |name: &str, type_name: &str| {
+            let broken = |message| Error::BrokenRule { relation: table.name(), message };
+            let attribute = table.attribute(name).ok_or_else(|| broken(format!("it has no column \"{name}\"")))?;
+            let column_type = ColumnType::new(attribute.type_oid, attribute.typmod, attribute.collation);
+            let actual = column_type.name();
+            if actual != type_name {
+                return Err(broken(format!("column \"{name}\" is of type {actual}, not {type_name}")));
+            }
+            let default =
+                table.constant_default(attribute.number).map(|default| memory.enter(|| column_type.copy(default)));
+            Ok(BoundColumn { number: attribute.number, column_type, default })
+        };
+        let source = column(&rule.source.name, &rule.source.type_name)?;
+        let targets =
+            rule.targets.iter().map(|target| column(&target.name, &target.type_name)).collect::<Result<Vec<_>, _>>()?;
+        Binding::new(rule, source, targets, table.owner(), memory)
+    }
+
+    /// Binds a rule to types alone, for columns that do not exist yet.
+    pub fn to_types(
+        rule: Rule,
+        source: (i16, ColumnType),
+        targets: Vec<ColumnType>,
+        owner: Oid,
+    ) -> Result<Binding, Error> {
+        let column = |number, column_type| BoundColumn { number, column_type, default: None };
+        let source = column(source.0, source.1);
+        let targets = targets.into_iter().map(|column_type| column(0, column_type)).collect();
+        Binding::new(rule, source, targets, owner, Memory::long_lived())
+    }
+
+    fn new(
+        rule: Rule,
+        source: BoundColumn,
+        targets: Vec<BoundColumn>,
+        owner: Oid,
+        memory: Memory,
+    ) -> Result<Binding, Error> {
+        let old = [(rule.source.name.as_str(), &source.column_type)];
+        let new: Vec<(&str, &ColumnType)> = rule
+            .targets
+            .iter()
+            .zip(&targets)
+            .map(|(target, column)| (target.name.as_str(), &column.column_type))
+            .collect();
+        let unsupported = |name: &str, column_type: &ColumnType| Error::UnsupportedType {
+            column: name.to_owned(),
+            type_name: column_type.name(),
+        };
+        let splitter = Splitter::new(&rule.split, &rule.targets)?;
+        let joiner = Joiner::new(&rule.join, &rule.targets)?;
+        if splitter.is_some() || joiner.is_some() {
+            if !source.column_type.is_text() {
+                return Err(unsupported(&rule.source.name, &source.column_type));
+            }
+            if let Some((name, column_type)) = new.iter().find(|(_, it)| it.is_opaque()) {
+                return Err(unsupported(name, column_type));
+            }
+        }
+        if rule.unmatched == Unmatched::Whole
+            && let Some((name, first)) = new.first()
+            && !(first.is_text() && source.column_type.is_text())
+        {
+            return Err(Error::WholeNeedsText { column: (*name).to_owned() });
+        }
+        let compile = |argument, from: &[(&str, &ColumnType)], texts: Vec<(&str, &ColumnType)>| {
+            as_role(owner, Confinement::Restricted, || Expressions::compile(argument, from, &texts))
+        };
+        let splitter = match (splitter, &rule.split) {
+            (None, Split::Sql(texts)) => {
+                let results = new.iter().map(|(_, column_type)| *column_type);
+                let texts = texts.iter().map(String::as_str).zip(results).collect();
+                Splitting::Sql(compile("split_sql", &old, texts)?)
+            }
+            (Some(splitter), _) => Splitting::Text(splitter),
+            (None, _) => return Err(Error::NoSplitRule),
+        };
+        let joiner = match (joiner, &rule.join) {
+            (None, Join::Sql(text)) => Joining::Sql(compile("join_sql", &new, vec![(text, &source.column_type)])?),
+            (Some(joiner), _) => Joining::Text(joiner),
+            (None, _) => return Err(Error::NoJoinRule),
+        };
+        let source_has_constraints = source.column_type.has_domain_constraints();
+        Ok(Binding { rule, source, targets, splitter, joiner, owner, source_has_constraints, _memory: memory })
+    }
+
+    /// The join template, if there is one.
+    pub fn template(&self) -> Option<&crate::rule::Template> {
+        match &self.joiner {
+            Joining::Text(joiner) => joiner.template(),
+            Joining::Sql(_) => None,
+        }
+    }
+
+    /// f: puts one value per target into `targets`. Returns whether the rule accepts the source, the policy `whole`
+    /// applied; if not, they are all NULL.
+    pub fn split(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+        let accepted = source.is_null() || {
+            let fits = self.source.column_type.text_length(source) <= self.rule.max_source_length;
+            fits && self.split_value(source, targets)
+                || self.rule.unmatched == Unmatched::Whole && self.whole(source, targets)
+        };
+        if source.is_null() || !accepted {
+            targets.clear();
+            targets.resize(self.targets.len(), Value::NULL);
+        }
+        accepted
+    }
+
+    fn split_value(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+        targets.clear();
+        match &self.splitter {
+            Splitting::Text(splitter) => {
+                let Some(text) = self.source.column_type.decode(&source) else { return false };
+                let mut parts = Vec::with_capacity(self.targets.len());
+                splitter.split(&text, &mut parts)
+                    && parts.iter().zip(&self.targets).all(|(part, target)| {
+                        let value = match part {
+                            Some(part) => target.column_type.encode(part),
+                            None => Some(Value::NULL),
+                        };
+                        targets.extend(value);
+                        value.is_some()
+                    })
+            }
+            Splitting::Sql(expressions) => {
+                match catch(|| self.as_owner(|| expressions.evaluate(&[source], targets))) {
+                    Ok(()) => true,
+                    // Any error that the value causes means that the rule does not accept it.
+                    Err(error) if error.is_about_data() => false,
+                    Err(error) => error.rethrow(),
+                }
+            }
+        }
+    }
+
+    /// The whole source in the first target.
+    fn whole(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+        let text = self.source.column_type.decode(&source);
+        let first = text.and_then(|text| self.targets.first()?.column_type.encode(&text));
+        targets.clear();
+        targets.extend(first);
+        targets.resize(self.targets.len(), Value::NULL);
+        first.is_some()
+    }
+
+    /// g: the source for these targets. An error if it is not a value of the source's type; errors of `join_sql` pass.
+    pub fn join(&self, targets: &[Value]) -> Result<Value, Error> {
+        let source = match &self.joiner {
+            Joining::Text(joiner) => {
+                let texts: Vec<_> =
+                    targets.iter().zip(&self.targets).map(|(value, target)| target.column_type.decode(value)).collect();
+                let texts: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
+                let mut buffer = String::new();
+                match joiner.join(&texts, &mut buffer) {
+                    None => Value::NULL,
+                    Some(text) => self.source.column_type.encode(text).ok_or_else(|| self.does_not_fit(text))?,
+                }
+            }
+            Joining::Sql(expressions) => {
+                let mut result = Vec::with_capacity(1);
+                self.as_owner(|| expressions.evaluate(targets, &mut result));
+                result.first().copied().unwrap_or(Value::NULL)
+            }
+        };
+        if self.source_has_constraints {
+            self.as_owner(|| self.source.column_type.check_domain(source));
+        }
+        Ok(source)
+    }
+
+    fn does_not_fit(&self, text: &str) -> Error {
+        Error::DoesNotFit {
+            change: self.rule.change.clone(),
+            column: self.rule.source.name.clone(),
+            type_name: self.rule.source.type_name.clone(),
+            value: text.to_owned(),
+        }
+    }
+
+    /// g, or nothing where it fails.
+    pub fn join_if_possible(&self, targets: &[Value]) -> Option<Value> {
+        let may_raise = matches!(self.joiner, Joining::Sql(_)) || self.source_has_constraints;
+        if !may_raise {
+            return self.join(targets).ok();
+        }
+        match catch(|| self.join(targets)) {
+            Ok(result) => result.ok(),
+            Err(error) if error.is_about_data() => None,
+            Err(error) => error.rethrow(),
+        }
+    }
+
+    fn as_owner<R>(&self, f: impl FnOnce() -> R) -> R {
+        as_role(self.owner, Confinement::Restricted, f)
+    }
+
+    /// Reads the source of a row.
+    pub fn source_of(&self, row: &Row<'_>) -> Value {
+        row.get(self.source.number)
+    }
+
+    /// Reads the targets of a row.
+    pub fn targets_of(&self, row: &Row<'_>) -> Vec<Value> {
+        self.targets.iter().map(|target| row.get(target.number)).collect()
+    }
+
+    /// Reads the targets of a row into a buffer.
+    pub fn read_targets(&self, row: &Row<'_>, targets: &mut Vec<Value>) {
+        targets.clear();
+        targets.extend(self.targets.iter().map(|target| row.get(target.number)));
+    }
+
+    pub fn same_source(&self, left: Value, right: Value) -> bool {
+        self.source.column_type.same_image(left, right)
+    }
+
+    pub fn same_targets(&self, left: &[Value], right: &[Value]) -> bool {
+        self.targets
+            .iter()
+            .zip(left.iter().zip(right))
+            .all(|(target, (left, right))| target.column_type.same_image(*left, *right))
+    }
+
+    /// What an INSERT gives for the old side.
+    pub fn source_side(&self, source: Value) -> Side {
+        match self.source.default {
+            _ if source.is_null() => Side::Null,
+            Some(default) if self.same_source(source, default) => Side::Default,
+            _ => Side::Given,
+        }
+    }
+
+    /// What an INSERT gives for the new side.
+    pub fn targets_side(&self, targets: &[Value]) -> Side {
+        if targets.iter().all(|value| value.is_null()) {
+            return Side::Null;
+        }
+        let defaults: Option<Vec<Value>> = self.targets.iter().map(|target| target.default).collect();
+        match defaults {
+            Some(defaults) if self.same_targets(targets, &defaults) => Side::Default,
+            _ => Side::Given,
+        }
+    }
+
+    /// The name of a target that must not be NULL but is.
+    pub fn null_violation(&self, targets: &[Value]) -> Option<&str> {
+        self.rule
+            .targets
+            .iter()
+            .zip(targets)
+            .find(|(target, value)| target.not_null && value.is_null())
+            .map(|(target, _)| target.name.as_str())
+    }
+
+    /// A value as people read it.
+    pub fn source_text(&self, source: Value) -> String {
+        self.source.column_type.decode(&source).map_or_else(|| "NULL".to_owned(), |text| text.into_owned())
+    }
+
+    /// The targets as people read them.
+    pub fn targets_text(&self, targets: &[Value]) -> String {
+        let texts: Vec<String> = self
+            .rule
+            .targets
+            .iter()
+            .zip(&self.targets)
+            .zip(targets)
+            .map(|((target, column), value)| {
+                let text = column.column_type.decode(value);
+                format!("{} = {}", target.name, text.as_deref().unwrap_or("NULL"))
+            })
+            .collect();
+        texts.join(", ")
+    }
+
+    /// The facts about a row with these values.
+    pub fn facts<'v>(&'v self, source: Value, targets: &'v [Value]) -> Facts<'v> {
+        Facts { binding: self, source, targets, split: None }
+    }
+
+    /// The state of a row with these values.
+    pub fn state(&self, source: Value, targets: &[Value]) -> RowState {
+        state::classify(&mut self.facts(source, targets))
+    }
+}
+
+/// What there is to know about a row, found out when asked for.
+pub struct Facts<'v> {
+    binding: &'v Binding,
+    source: Value,
+    targets: &'v [Value],
+    split: Option<(bool, Vec<Value>)>,
+}
+
+impl Facts<'_> {
+    fn split(&mut self) -> &(bool, Vec<Value>) {
+        let (binding, source) = (self.binding, self.source);
+        self.split.get_or_insert_with(|| {
+            let mut targets = Vec::with_capacity(binding.targets.len());
+            let accepted = binding.split(source, &mut targets);
+            (accepted, targets)
+        })
+    }
+
+    /// f(O), once it is known that f accepts O.
+    pub fn into_split(mut self) -> Vec<Value> {
+        self.split();
+        self.split.map(|(_, targets)| targets).unwrap_or_default()
+    }
+
+    /// N = f(O) or O = g(N).
+    pub fn agree(&mut self) -> bool {
+        use state::Row;
+        (self.split_accepts() && self.targets_equal_split()) || self.source_equals_join()
+    }
+}
+
+impl state::Row for Facts<'_> {
+    fn source_is_null(&self) -> bool {
+        self.source.is_null()
+    }
+
+    fn targets_all_null(&self) -> bool {
+        self.targets.iter().all(|value| value.is_null())
+    }
+
+    fn split_accepts(&mut self) -> bool {
+        self.split().0
+    }
+
+    fn targets_equal_split(&mut self) -> bool {
+        let (binding, targets) = (self.binding, self.targets);
+        binding.same_targets(&self.split().1, targets)
+    }
+
+    fn split_is_all_null(&mut self) -> bool {
+        self.split().1.iter().all(|value| value.is_null())
+    }
+
+    /// Also when the row has nothing but defaults: nobody has said what they mean to the other side.
+    fn source_equals_join(&mut self) -> bool {
+        let (binding, source, targets) = (self.binding, self.source, self.targets);
+        binding.join_if_possible(targets).is_some_and(|joined| binding.same_source(joined, source))
+            || (binding.source_side(source) != Side::Given && binding.targets_side(targets) == Side::Default)
+    }
+}

@@ -1,0 +1,394 @@
+//! The only reader and writer of zdd's tables.
+
+use std::time::Duration;
+
+use pgrx::datum::{DatumWithOid, JsonB};
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
+
+use crate::error::Error;
+use crate::pg::security::{Confinement, as_role, current_role, role_name};
+use crate::pg::table::{Table, relation_named};
+use crate::phase::{Phase, move_to};
+use crate::rule::Rule;
+
+/// An active change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub id: i64,
+    pub name: String,
+    pub relation: pg_sys::Oid,
+    /// The old column by the name that applications know. While fenced the rule knows it by another name.
+    pub source: String,
+    pub phase: Phase,
+    /// How long it has been in this phase.
+    pub in_phase: Duration,
+    pub rule: Rule,
+    pub batch_target: Duration,
+    /// 0 for no limit.
+    pub max_rows_per_second: u32,
+}
+
+/// A row of zdd.lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane {
+    pub change_id: i64,
+    pub relation: pg_sys::Oid,
+    pub number: i32,
+    pub file: pg_sys::Oid,
+    pub next_block: u32,
+    pub end_block: u32,
+}
+
+const ACTIVE: &str = "select c.id, c.name, c.relation::oid, c.source, c.phase,
+    extract(epoch from clock_timestamp() - c.phase_since)::double precision, c.rule,
+    (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0)
+  from zdd.change as c";
+
+/// The active change of this name, unlocked.
+pub fn find(name: &str) -> Result<Change, Error> {
+    let found = read(&format!("{ACTIVE} where c.relation is not null and c.name = $1"), &[name.into()], change)?;
+    found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
+}
+
+/// The active change of this name, locked against other changes to it until the end of the transaction.
+pub fn lock(name: &str) -> Result<Change, Error> {
+    let sql = format!("{ACTIVE} where c.relation is not null and c.name = $1 for update");
+    let found = write(&sql, &[name.into()], change)?;
+    found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
+}
+
+/// All active changes.
+pub fn all() -> Result<Vec<Change>, Error> {
+    read(&format!("{ACTIVE} where c.relation is not null order by c.id"), &[], change)
+}
+
+/// Why there is no active change of this name.
+fn missing(name: &str) -> Error {
+    let sql = "select c.phase from zdd.change as c where c.name = $1 order by c.id desc limit 1";
+    let phase = read(sql, &[name.into()], |row| get::<String>(row, 1));
+    match phase.ok().and_then(|phases| phases.first()?.parse().ok()) {
+        Some(phase) => Error::Final { change: name.to_owned(), phase },
+        None => Error::NoSuchChange { change: name.to_owned() },
+    }
+}
+
+fn change(row: &SpiHeapTupleData) -> Result<Change, Error> {
+    let phase: String = get(row, 5)?;
+    let rule: JsonB = get(row, 7)?;
+    let seconds: f64 = get(row, 6)?;
+    Ok(Change {
+        id: get(row, 1)?,
+        name: get(row, 2)?,
+        relation: get(row, 3)?,
+        source: get(row, 4)?,
+        phase: phase.parse().map_err(|()| Error::Spi(format!("unknown phase {phase}")))?,
+        in_phase: Duration::try_from_secs_f64(seconds).unwrap_or_default(),
+        rule: Rule::from_json(&rule.0.to_string())?,
+        batch_target: Duration::from_millis(get::<i32>(row, 8)?.unsigned_abs().into()),
+        max_rows_per_second: get::<i32>(row, 9)?.unsigned_abs(),
+    })
+}
+
+/// Writes down a new change, which begins as expanding.
+pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Error> {
+    let targets: Vec<String> = rule.targets.iter().map(|target| target.name.clone()).collect();
+    let id = write(
+        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by)
+         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8) returning id",
+        &[
+            rule.change.as_str().into(),
+            table.oid().into(),
+            table.name().into(),
+            rule.source.name.as_str().into(),
+            targets.into(),
+            rule.to_json().into(),
+            indexes.to_vec().into(),
+            role_name(current_role()).into(),
+        ],
+        |row| get(row, 1),
+    )?;
+    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the new change".into()))
+}
+
+/// Moves a change to another phase and writes the event.
+pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Result<(), Error> {
+    move_to(change.phase, to).map_err(|illegal| Error::Move { change: change.name.clone(), illegal })?;
+    execute(
+        "update zdd.change as c set phase = $2, phase_since = clock_timestamp(),
+             relation = case when $3 then null else c.relation end,
+             relation_name = case when $3 and t.oid is not null then c.relation::text else c.relation_name end
+         from zdd.change as o left join pg_class as t on t.oid = o.relation
+         where c.id = $1 and o.id = c.id",
+        &[change.id.into(), to.as_str().into(), to.is_final().into()],
+    )?;
+    record(change.id, &change.name, to.as_str(), detail)?;
+    if to.is_final() { forget_backfill(change.id) } else { Ok(()) }
+}
+
+/// Writes down that the rule has changed.
+pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
+    execute("update zdd.change set rule = $2::jsonb where id = $1", &[change.id.into(), rule.to_json().into()])
+}
+
+/// Changes the settings of the backfill that are not NULL.
+pub fn set_options(change: &Change, batch_target: Option<Duration>, max_rows: Option<u32>) -> Result<(), Error> {
+    execute(
+        "update zdd.change set
+             batch_target = coalesce(make_interval(secs => $2), batch_target),
+             max_rows_per_second = case when $3 is null then max_rows_per_second else nullif($3, 0) end
+         where id = $1",
+        &[
+            change.id.into(),
+            batch_target.map(|target| target.as_secs_f64()).into(),
+            max_rows.map(|rows| rows as i32).into(),
+        ],
+    )
+}
+
+/// Writes an event on behalf of the current role.
+pub fn record(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Result<(), Error> {
+    execute(
+        "insert into zdd.event (change_id, change, event, detail, role) values ($1, $2, $3, $4, $5)",
+        &[id.into(), name.into(), event.into(), JsonB(detail).into(), role_name(current_role()).into()],
+    )
+}
+
+/// The change that has this column of the table, on either side.
+pub fn change_of_column(relation: pg_sys::Oid, column: &str) -> Result<Option<String>, Error> {
+    let changes = all()?;
+    Ok(changes
+        .into_iter()
+        .find(|change| {
+            change.relation == relation
+                && (change.source == column
+                    || change.rule.source.name == column
+                    || change.rule.targets.iter().any(|target| target.name == column))
+        })
+        .map(|change| change.name))
+}
+
+/// Whether an active change has this name.
+pub fn exists(name: &str) -> Result<bool, Error> {
+    let sql = "select 1 from zdd.change where name = $1 and relation is not null";
+    Ok(!read(sql, &[name.into()], |row| get::<i32>(row, 1))?.is_empty())
+}
+
+/// The lanes of a change.
+pub fn lanes(id: i64) -> Result<Vec<Lane>, Error> {
+    read(&format!("{LANE} where l.change_id = $1 order by l.relation, l.lane"), &[id.into()], lane)
+}
+
+const LANE: &str = "select l.change_id, l.relation, l.lane, l.file, l.next_block, l.end_block from zdd.lane as l";
+
+fn lane(row: &SpiHeapTupleData) -> Result<Lane, Error> {
+    let block = |ordinal| Ok::<_, Error>(u32::try_from(get::<i64>(row, ordinal)?).unwrap_or(u32::MAX));
+    Ok(Lane {
+        change_id: get(row, 1)?,
+        relation: get(row, 2)?,
+        number: get(row, 3)?,
+        file: get(row, 4)?,
+        next_block: block(5)?,
+        end_block: block(6)?,
+    })
+}
+
+/// Creates the lanes of one table anew.
+pub fn create_lanes(
+    id: i64,
+    relation: pg_sys::Oid,
+    file: pg_sys::Oid,
+    lanes: &[crate::backfill::plan::Lane],
+) -> Result<(), Error> {
+    drop_lanes(id, relation)?;
+    let starts: Vec<i64> = lanes.iter().map(|lane| lane.start.into()).collect();
+    let ends: Vec<i64> = lanes.iter().map(|lane| lane.end.into()).collect();
+    execute(
+        "insert into zdd.lane (change_id, relation, lane, file, first_block, next_block, end_block)
+         select $1, $2, n, $3, s, s, e
+         from unnest($4::bigint[], $5::bigint[]) with ordinality as t (s, e, n)",
+        &[id.into(), relation.into(), file.into(), starts.into(), ends.into()],
+    )
+}
+
+/// Forgets the lanes of one table.
+pub fn drop_lanes(id: i64, relation: pg_sys::Oid) -> Result<(), Error> {
+    let args = [id.into(), relation.into()];
+    execute("delete from zdd.skipped where change_id = $1 and relation = $2", &args)?;
+    execute("delete from zdd.lane where change_id = $1 and relation = $2", &args)
+}
+
+/// Makes all lanes begin again.
+pub fn restart_lanes(id: i64) -> Result<(), Error> {
+    execute("update zdd.lane set next_block = first_block where change_id = $1", &[id.into()])
+}
+
+/// Forgets everything about a backfill.
+pub fn forget_backfill(id: i64) -> Result<(), Error> {
+    for table in ["skipped", "lane", "backfill"] {
+        execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
+    }
+    Ok(())
+}
+
+/// Takes a lane that has blocks left and that nobody else is working on, until the end of the transaction.
+pub fn take_lane(id: i64) -> Result<Option<Lane>, Error> {
+    // Shows in pg_locks, and so in zdd.progress, that this session works on the change.
+    execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
+    let sql = format!(
+        "{LANE} where l.change_id = $1 and l.next_block < l.end_block
+         order by l.relation, l.lane limit 1 for update skip locked"
+    );
+    Ok(write(&sql, &[id.into()], lane)?.into_iter().next())
+}
+
+/// What a batch did.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    pub next_block: u32,
+    pub rows: u64,
+    pub blocks: u32,
+    pub work: Duration,
+}
+
+/// Moves the cursor of a lane.
+pub fn advance_lane(lane: &Lane, batch: Batch) -> Result<(), Error> {
+    execute(
+        "update zdd.lane set next_block = $4, rows_split = rows_split + $5, batch_blocks = $6, batch_ms = $7,
+             updated_at = clock_timestamp()
+         where change_id = $1 and relation = $2 and lane = $3",
+        &[
+            lane.change_id.into(),
+            lane.relation.into(),
+            lane.number.into(),
+            i64::from(batch.next_block).into(),
+            (batch.rows as i64).into(),
+            (batch.blocks as i32).into(),
+            (batch.work.as_secs_f32() * 1000.0).into(),
+        ],
+    )
+}
+
+/// Adds rows that were split outside of the order of a lane.
+pub fn count_rows(id: i64, relation: pg_sys::Oid, rows: u64) -> Result<(), Error> {
+    execute(
+        "update zdd.lane set rows_split = rows_split + $3, updated_at = clock_timestamp()
+         where change_id = $1 and relation = $2 and lane = 1",
+        &[id.into(), relation.into(), (rows as i64).into()],
+    )
+}
+
+/// Remembers blocks with locked rows.
+pub fn skip(lane: &Lane, blocks: &[u32]) -> Result<(), Error> {
+    let blocks: Vec<i64> = blocks.iter().map(|block| i64::from(*block)).collect();
+    execute(
+        "insert into zdd.skipped (change_id, relation, block) select $1, $2, unnest($3::bigint[])
+         on conflict do nothing",
+        &[lane.change_id.into(), lane.relation.into(), blocks.into()],
+    )
+}
+
+/// Takes a skipped block that nobody else is working on, beginning after the given one.
+pub fn take_skipped(id: i64, after: Option<(pg_sys::Oid, u32)>) -> Result<Option<(pg_sys::Oid, u32)>, Error> {
+    execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
+    let (relation, block) = after.map_or((pg_sys::InvalidOid, -1), |(relation, block)| (relation, i64::from(block)));
+    let found = write(
+        "select s.relation, s.block from zdd.skipped as s
+         where s.change_id = $1 and (s.relation, s.block) > ($2, $3)
+         order by s.relation, s.block limit 1 for update skip locked",
+        &[id.into(), relation.into(), block.into()],
+        |row| Ok((get(row, 1)?, get::<i64>(row, 2)? as u32)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Forgets a skipped block.
+pub fn swept(id: i64, relation: pg_sys::Oid, block: u32) -> Result<(), Error> {
+    execute(
+        "delete from zdd.skipped where change_id = $1 and relation = $2 and block = $3",
+        &[id.into(), relation.into(), i64::from(block).into()],
+    )
+}
+
+/// How much is left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Remaining {
+    pub blocks_done: u64,
+    pub blocks_total: u64,
+    pub rows: u64,
+    pub skipped: u64,
+}
+
+/// Reads how far all lanes are.
+pub fn remaining(id: i64) -> Result<Remaining, Error> {
+    let found = write(
+        "select coalesce(sum(next_block - first_block), 0)::bigint, coalesce(sum(end_block - first_block), 0)::bigint,
+             coalesce(sum(rows_split), 0)::bigint,
+             (select count(*) from zdd.skipped where change_id = $1)
+         from zdd.lane where change_id = $1",
+        &[id.into()],
+        |row| {
+            let count = |ordinal| Ok::<_, Error>(get::<i64>(row, ordinal)?.unsigned_abs());
+            Ok(Remaining { blocks_done: count(1)?, blocks_total: count(2)?, rows: count(3)?, skipped: count(4)? })
+        },
+    )?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+/// Notes what the backfill waits for, or that it no longer waits.
+pub fn set_waiting(id: i64, reason: Option<&str>) -> Result<(), Error> {
+    execute(
+        "insert into zdd.backfill as b (change_id, waiting_for, waiting_since)
+         values ($1, $2, case when $2 is not null then clock_timestamp() end)
+         on conflict (change_id) do update set waiting_for = excluded.waiting_for,
+             waiting_since = case when b.waiting_for is not distinct from excluded.waiting_for
+                 then b.waiting_since else excluded.waiting_since end",
+        &[id.into(), reason.into()],
+    )
+}
+
+/// Notes the last error.
+pub fn set_error(id: i64, message: &str) -> Result<(), Error> {
+    execute(
+        "insert into zdd.backfill (change_id, last_error, last_error_at) values ($1, $2, clock_timestamp())
+         on conflict (change_id) do update set last_error = excluded.last_error,
+             last_error_at = excluded.last_error_at",
+        &[id.into(), message.into()],
+    )
+}
+
+/// Runs SQL that gives rows and may write, as the extension.
+fn write<T>(
+    sql: &str,
+    args: &[DatumWithOid],
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    as_extension(|| Spi::connect_mut(|client| client.update(sql, None, args)?.map(|row| each(&row)).collect()))
+}
+
+/// Runs SQL that only reads, also on a standby.
+fn read<T>(
+    sql: &str,
+    args: &[DatumWithOid],
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    as_extension(|| Spi::connect(|client| client.select(sql, None, args)?.map(|row| each(&row)).collect()))
+}
+
+fn execute(sql: &str, args: &[DatumWithOid]) -> Result<(), Error> {
+    write(sql, args, |_| Ok(())).map(drop)
+}
+
+fn get<T: pgrx::FromDatum + pgrx::IntoDatum>(row: &SpiHeapTupleData, ordinal: usize) -> Result<T, Error> {
+    let value: SpiResult<Option<T>> = row.get(ordinal);
+    value?.ok_or_else(|| Error::Spi(format!("column {ordinal} of a catalog row is NULL")))
+}
+
+/// Runs `f` with the rights of the extension's owner.
+pub fn as_extension<R>(f: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    let owner = relation_named("zdd", "change")
+        .and_then(|oid| Table::open(oid, crate::pg::lock::LockMode::AccessShare))
+        .map(|table| table.owner())
+        .ok_or_else(|| Error::Spi("the extension's tables are gone".into()))?;
+    as_role(owner, Confinement::Trusted, f)
+}

@@ -1,0 +1,119 @@
+//! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
+
+use crate::backfill::run::count;
+use crate::catalog::{self, Change};
+use crate::ddl;
+use crate::error::Error;
+use crate::guc;
+use crate::pg::procedure::Procedure;
+use crate::pg::subxact::catch;
+use crate::phase::Phase;
+use crate::verify::Counts;
+
+/// What the caller takes upon himself.
+#[derive(Clone, Copy, Debug)]
+pub struct Consent {
+    /// The values of unmatched rows may be lost.
+    pub accept_unmatched: bool,
+    /// Nobody needs to have been seen not using the old column.
+    pub force: bool,
+}
+
+/// Drops the old column.
+pub fn contract(procedure: &Procedure, name: &str, change: &Change, consent: Consent) -> Result<(), Error> {
+    procedure.transaction(|| check(change, consent))?;
+    refuse_rows(change, &count(procedure, change)?, consent)?;
+    let own_fence = change.phase == Phase::Expanded;
+    if own_fence {
+        procedure.transaction(|| ddl::fence(&catalog::lock(name)?))?;
+    }
+    match finish(procedure, name, own_fence, consent) {
+        Ok(lossy) => {
+            if lossy > 0 {
+                pgrx::notice!(
+                    "{lossy} rows were lossy: the new columns joined would not have given their old value back"
+                );
+            }
+            pgrx::info!("{name}: contracted; the old column is gone");
+            Ok(())
+        }
+        Err(Failure::Refused(error)) => {
+            undo(procedure, name, own_fence)?;
+            Err(error)
+        }
+        Err(Failure::Raised(error)) => {
+            undo(procedure, name, own_fence)?;
+            error.rethrow()
+        }
+    }
+}
+
+enum Failure {
+    Refused(Error),
+    Raised(crate::pg::subxact::Caught),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Refused(error)
+    }
+}
+
+/// The steps behind the fence. Returns the number of lossy rows.
+fn finish(procedure: &Procedure, name: &str, recount: bool, consent: Consent) -> Result<i64, Failure> {
+    let raised = |result: Result<Result<_, Error>, _>| result.map_err(Failure::Raised)?.map_err(Failure::Refused);
+    let change = procedure.transaction(|| catalog::find(name))?;
+    // The old application may have written between the first count and the fence.
+    let counts = count(procedure, &change)?;
+    if recount {
+        refuse_rows(&change, &counts, consent)?;
+    }
+    let demanded = procedure.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))?;
+    if demanded {
+        raised(procedure.transaction(|| Ok(catch(|| ddl::validate_not_null(&change))))?)?;
+    }
+    raised(procedure.transaction(|| Ok(catch(|| ddl::drop_source(&catalog::lock(name)?))))?)?;
+    Ok(counts.lossy)
+}
+
+/// Takes back what a contract that was refused has done.
+fn undo(procedure: &Procedure, name: &str, own_fence: bool) -> Result<(), Error> {
+    procedure.transaction(|| {
+        let change = catalog::lock(name)?;
+        if own_fence { ddl::unfence(&change) } else { ddl::stop_demanding_not_null(&change) }
+    })
+}
+
+/// What can be told without looking at the rows.
+fn check(change: &Change, consent: Consent) -> Result<(), Error> {
+    if !matches!(change.phase, Phase::Expanded | Phase::Fenced) {
+        return Err(Error::WrongPhase {
+            change: change.name.clone(),
+            phase: change.phase,
+            action: "contract",
+            hint: "Split the remaining rows first with CALL zdd.backfill(…).",
+        });
+    }
+    ddl::refuse_dependents(change, "contract", &[&change.rule.source.name])?;
+    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    let quiet_period = guc::quiet_period();
+    if consent.force || quiet_period.is_zero() || fenced_for.is_some_and(|time| time >= quiet_period) {
+        return Ok(());
+    }
+    Err(Error::InUse { change: change.name.clone(), fenced_for, quiet_period })
+}
+
+/// An error if a row would lose something.
+fn refuse_rows(change: &Change, counts: &Counts, consent: Consent) -> Result<(), Error> {
+    let change = change.name.clone();
+    if counts.pending > 0 || counts.diverged > 0 {
+        return Err(Error::NotInSync { change, pending: counts.pending, diverged: counts.diverged });
+    }
+    if counts.unmatched > 0 && !consent.accept_unmatched {
+        return Err(Error::UnmatchedRows { change, rows: counts.unmatched });
+    }
+    if counts.null_violations > 0 {
+        return Err(Error::NullViolations { change, rows: counts.null_violations });
+    }
+    Ok(())
+}

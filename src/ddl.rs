@@ -1,0 +1,552 @@
+//! Expand, fence, contract and roll back: what needs a lock that nothing else can share, for as short as possible.
+
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
+use serde_json::json;
+
+use crate::binding::Binding;
+use crate::catalog::{self, Change};
+use crate::error::Error;
+use crate::guard;
+use crate::guc;
+use crate::pg::lock::{self, LockMode};
+use crate::pg::parse::ColumnDefinition;
+use crate::pg::security::{Confinement, as_role, with_settings};
+use crate::pg::subxact::catch;
+use crate::pg::table::Table;
+use crate::phase::Phase;
+use crate::rule::Rule;
+
+/// The name of the sync trigger of a change: '~' sorts after all other ASCII characters.
+pub fn trigger_name(change: &str) -> String {
+    const MAX_BYTES: usize = 63;
+    let mut name = format!("~zdd_{change}");
+    if name.len() > MAX_BYTES {
+        // What is cut off must still tell two changes apart.
+        let hash = change
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let suffix = format!("~{hash:016x}");
+        let mut end = MAX_BYTES - suffix.len();
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name.push_str(&suffix);
+    }
+    name
+}
+
+/// Locks a table and its partitions or children against everything, without ever making others queue for longer than
+/// `zdd.lock_timeout`. Returns them, the table first.
+fn lock_against_all(relation: pg_sys::Oid, name: &str) -> Result<Vec<pg_sys::Oid>, Error> {
+    let (timeout, patience) = (guc::lock_timeout(), guc::lock_patience());
+    let milliseconds = |duration: Duration| std::ffi::CString::new(format!("{}ms", duration.as_millis().max(1)));
+    let (Ok(lock_timeout), Ok(deadlock_timeout)) = (milliseconds(timeout), milliseconds(timeout / 2)) else {
+        return Err(Error::Spi("invalid timeout".into()));
+    };
+    // PostgreSQL cancels an autovacuum that is in the way when it looks for deadlocks, which must come first.
+    let settings = [(c"lock_timeout", lock_timeout.as_c_str()), (c"deadlock_timeout", deadlock_timeout.as_c_str())];
+    let start = Instant::now();
+    for attempt in 1.. {
+        let locked = catch(|| with_settings(&settings, || lock::lock_tree(relation, LockMode::AccessExclusive)));
+        match locked {
+            Ok(members) => return Ok(members),
+            Err(error) if !error.is_transient() => error.rethrow(),
+            Err(_) => {}
+        }
+        if start.elapsed() >= patience {
+            let blockers = blockers(relation)?;
+            return Err(Error::LockTimeout { relation: name.to_owned(), attempts: attempt, patience, blockers });
+        }
+        lock::sleep(backoff(attempt).min(patience.saturating_sub(start.elapsed())));
+    }
+    Err(Error::Spi("out of attempts".into()))
+}
+
+/// The pause after an attempt: longer each time, and never the same for two sessions.
+fn backoff(attempt: u32) -> Duration {
+    const FIRST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(2);
+    let longest = (FIRST * 2_u32.pow(attempt.min(8) - 1)).min(MOST);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let jitter = f64::from(now.subsec_nanos() % 1_000_000) / 1_000_000.0;
+    longest.mul_f64(0.5 + jitter / 2.0)
+}
+
+/// Who holds locks on the table, a line each, as far as the current role may see what they run.
+fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
+    let members: Vec<pg_sys::Oid> = lock::tree(relation);
+    let sql = "select distinct case when k.pid is null then
+             format('prepared transaction %L of role %s, prepared at %s', p.gid, p.owner, p.prepared)
+         else
+             format('pid %s, %s, %s in transaction since %s: %s', k.pid, a.usename, a.state,
+                 a.xact_start, left(a.query, 200))
+         end
+     from pg_locks as k
+     left join pg_stat_activity as a on a.pid = k.pid
+     left join pg_prepared_xacts as p
+         on k.virtualtransaction = ('-1/' || p.transaction::text)
+     where k.granted and k.locktype = 'relation'
+         and k.relation = any ($1)
+         and k.pid is distinct from pg_backend_pid()";
+    query_strings(sql, &[members.into()])
+}
+
+/// Runs SQL over PostgreSQL's catalogs that gives one column of text, as the current role.
+pub fn query_strings(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<String>, Error> {
+    with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
+        Spi::connect_mut(|client| {
+            client
+                .update(sql, None, args)?
+                .filter_map(|row| row.get::<String>(1).transpose())
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .map_err(Error::from)
+    })
+}
+
+/// Runs DDL of our own, which the guard lets pass.
+fn execute(sql: &str) -> Result<(), Error> {
+    guard::suspended(|| Spi::connect_mut(|client| client.update(sql, None, &[]).map(drop)))?;
+    Ok(())
+}
+
+/// Opens a table that must exist.
+pub fn open(relation: pg_sys::Oid, mode: LockMode) -> Result<Table, Error> {
+    Table::open(relation, mode).ok_or(Error::NoSuchTable { oid: relation.to_u32() })
+}
+
+/// Runs `f` as the owner of a table.
+pub fn as_owner<R>(owner: pg_sys::Oid, f: impl FnOnce() -> R) -> R {
+    as_role(owner, Confinement::Restricted, f)
+}
+
+/// What `split_column` asks for.
+pub struct Request {
+    pub relation: pg_sys::Oid,
+    pub rule: Rule,
+    pub columns: Vec<ColumnDefinition>,
+    pub indexes: Vec<String>,
+}
+
+/// Everything that can be wrong with the table. Asked before the lock, so that nobody waits for a refusal, and again
+/// under it.
+pub fn check_table(table: &Table, source: &str) -> Result<(), Error> {
+    let relation = table.name();
+    if table.is_system() {
+        return Err(Error::SystemTable { relation });
+    }
+    let what = match table.kind() {
+        'r' | 'p' => None,
+        'v' => Some("a view"),
+        'm' => Some("a materialized view"),
+        'f' => Some("a foreign table"),
+        'i' | 'I' => Some("an index"),
+        'S' => Some("a sequence"),
+        'c' => Some("a composite type"),
+        _ => Some("something else"),
+    };
+    if let Some(what) = what {
+        return Err(Error::NotATable { relation, what });
+    }
+    if table.is_temporary() {
+        return Err(Error::TemporaryTable { relation });
+    }
+    if table.is_partition() {
+        let sql = "select i.inhparent::regclass::text from pg_inherits as i
+                   where i.inhrelid = $1";
+        let parent = query_strings(sql, &[table.oid().into()])?.pop().unwrap_or_default();
+        return Err(Error::Partition { relation, parent });
+    }
+    let Some(attribute) = table.attribute(source) else {
+        return Err(Error::NoSuchColumn { relation, column: source.to_owned() });
+    };
+    if attribute.inherited {
+        return Err(Error::InheritedColumn { relation, column: source.to_owned() });
+    }
+    if attribute.generated || attribute.identity {
+        return Err(Error::GeneratedSource { relation, column: source.to_owned() });
+    }
+    if let Some(change) = catalog::change_of_column(table.oid(), source)? {
+        return Err(Error::SourceInChange { relation, column: source.to_owned(), change });
+    }
+    Ok(())
+}
+
+/// What can be wrong with a table and its partitions or children.
+fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error> {
+    let root = open(request.relation, LockMode::AccessShare)?;
+    let relation = root.name();
+    let ours = trigger_name(&request.rule.change);
+    for &member in members {
+        let table = open(member, LockMode::AccessShare)?;
+        if table.kind() == 'f' {
+            return Err(Error::ForeignPartition { relation, partition: table.name() });
+        }
+        let key = "select a.attname::text from pg_partitioned_table as p
+                   join pg_depend as d on d.classid = 'pg_class'::regclass
+                       and d.objid = p.partrelid and d.refobjid = p.partrelid
+                       and d.refclassid = d.classid and d.deptype = 'i'
+                   join pg_attribute as a on a.attrelid = p.partrelid
+                       and a.attnum = d.refobjsubid
+                   where p.partrelid = $1";
+        let source = &request.rule.source.name;
+        if query_strings(key, &[member.into()])?.contains(source) {
+            return Err(Error::PartitionKey { relation: table.name(), column: source.clone() });
+        }
+        if let Some(column) = request.columns.iter().find(|column| table.attribute(&column.name).is_some()) {
+            return Err(Error::TargetExists { relation: table.name(), column: column.name.clone() });
+        }
+        if let Some(trigger) = guard::later_trigger(member, &ours)? {
+            return Err(Error::LateTrigger { relation: table.name(), trigger, ours });
+        }
+    }
+    Ok(())
+}
+
+/// Adds the new columns and the sync trigger, and writes the change down.
+pub fn expand(request: &Request) -> Result<(), Error> {
+    let source = &request.rule.source.name;
+    let check = |members: &[pg_sys::Oid]| {
+        check_table(&open(request.relation, LockMode::AccessShare)?, source)?;
+        if catalog::exists(&request.rule.change)? {
+            return Err(Error::ChangeExists { change: request.rule.change.clone() });
+        }
+        check_members(request, members)
+    };
+    check(&lock::tree(request.relation))?;
+    let name = open(request.relation, LockMode::AccessShare)?.name();
+    let members = lock_against_all(request.relation, &name)?;
+    check(&members)?;
+    let (name, owner) = identity(request.relation)?;
+    as_owner(owner, || {
+        for statement in add_columns(&name, &request.columns) {
+            execute(&statement)?;
+        }
+        grant_as_source(request.relation, &name, &request.rule)?;
+        create_triggers(&request.rule, &members)
+    })?;
+    let table = open(request.relation, LockMode::AccessShare)?;
+    let binding = Binding::to_table(request.rule.clone(), &table)?;
+    notices(&binding, &table);
+    let id = catalog::insert(&request.rule, &table, &request.indexes)?;
+    let detail = json!({ "relation": table.name() });
+    catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)
+}
+
+/// Existing rows must not get the default, so it is set after the column is there.
+fn add_columns(table: &str, columns: &[ColumnDefinition]) -> Vec<String> {
+    let added: Vec<String> = columns
+        .iter()
+        .map(|column| {
+            let collation = column.collation.as_ref().map_or(String::new(), |name| format!(" COLLATE {name}"));
+            format!("ADD COLUMN {} {}{collation}", quote(&column.name), column.column_type.name())
+        })
+        .collect();
+    let defaults: Vec<String> = columns
+        .iter()
+        .filter_map(|column| {
+            let default = column.default.as_ref()?;
+            Some(format!("ALTER COLUMN {} SET DEFAULT {default}", quote(&column.name)))
+        })
+        .collect();
+    [added, defaults]
+        .into_iter()
+        .filter(|actions| !actions.is_empty())
+        .map(|actions| format!("ALTER TABLE {table} {}", actions.join(", ")))
+        .collect()
+}
+
+/// Grants on the new columns what was granted on the old one.
+fn grant_as_source(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<(), Error> {
+    let sql = "select format('GRANT %s (%%s) ON %%s TO %s%s', x.privilege_type,
+            case x.grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(x.grantee)) end,
+            case when x.is_grantable then ' WITH GRANT OPTION' else '' end)
+        from pg_attribute as a, aclexplode(a.attacl) as x
+        where a.attrelid = $1 and a.attname = $2::text::name";
+    let columns: Vec<String> = rule.targets.iter().map(|target| quote(&target.name)).collect();
+    for template in query_strings(sql, &[relation.into(), rule.source.name.as_str().into()])? {
+        execute(&template.replacen("%s", &columns.join(", "), 1).replacen("%s", name, 1))?;
+    }
+    Ok(())
+}
+
+/// The name, qualified and quoted, and the owner of a table that must not be open while DDL changes it.
+fn identity(relation: pg_sys::Oid) -> Result<(String, pg_sys::Oid), Error> {
+    let table = open(relation, LockMode::AccessShare)?;
+    Ok((table.name(), table.owner()))
+}
+
+/// The tables that need a trigger of their own: a partitioned table hands its trigger down to its partitions, which
+/// inheritance does not.
+fn with_own_trigger(members: &[pg_sys::Oid]) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for &member in members {
+        let table = open(member, LockMode::AccessShare)?;
+        if !table.is_partition() {
+            names.push(table.name());
+        }
+    }
+    Ok(names)
+}
+
+fn create_triggers(rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
+    let (trigger, rule) = (quote(trigger_name(&rule.change)), quote_literal(rule.to_json()));
+    with_own_trigger(members)?.into_iter().try_for_each(|table| {
+        execute(&format!(
+            "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION zdd.sync({rule})"
+        ))
+    })
+}
+
+fn drop_triggers(change: &str, members: &[pg_sys::Oid]) -> Result<(), Error> {
+    let trigger = quote(trigger_name(change));
+    with_own_trigger(members)?
+        .into_iter()
+        .try_for_each(|table| execute(&format!("DROP TRIGGER IF EXISTS {trigger} ON {table}")))
+}
+
+fn notices(binding: &Binding, table: &Table) {
+    let rule = &binding.rule;
+    if let Some(template) = binding.template() {
+        for target in template.targets_outside_sections().map(|index| &rule.targets[index]) {
+            if !target.not_null {
+                pgrx::notice!(
+                    "column \"{}\" can be NULL but stands outside of a [section] of the join template: NULL is joined as an empty text",
+                    target.name
+                );
+            }
+        }
+        for target in template.unused_targets().map(|index| &rule.targets[index]) {
+            pgrx::notice!(
+                "column \"{}\" is not in the join template: what the new application writes there is not carried over",
+                target.name
+            );
+        }
+    }
+    let nullable = rule.targets.iter().all(|target| !target.not_null);
+    if nullable && table.attribute(&rule.source.name).is_some_and(|source| source.not_null) {
+        pgrx::notice!(
+            "column \"{}\" is NOT NULL but no new column is: a write of NULL to all new columns will be rejected",
+            rule.source.name
+        );
+    }
+}
+
+/// A table locked against everything, for DDL.
+struct Locked {
+    name: String,
+    owner: pg_sys::Oid,
+    members: Vec<pg_sys::Oid>,
+}
+
+fn lock_table(change: &Change) -> Result<Locked, Error> {
+    let gone = |_| Error::TableGone { change: change.name.clone() };
+    let (name, _) = identity(change.relation).map_err(gone)?;
+    let members = lock_against_all(change.relation, &name)?;
+    let (name, owner) = identity(change.relation).map_err(gone)?;
+    Ok(Locked { name, owner, members })
+}
+
+/// Gives the sync trigger another rule.
+pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
+    let table = lock_table(change)?;
+    as_owner(table.owner, || {
+        drop_triggers(&rule.change, &table.members)?;
+        create_triggers(rule, &table.members)
+    })?;
+    catalog::set_rule(change, rule)
+}
+
+/// The name of an old column while it is fenced.
+fn fenced_name(source: &str) -> String {
+    const SUFFIX: &str = "_zdd_fenced";
+    const MAX_BYTES: usize = 63;
+    let mut end = source.len().min(MAX_BYTES - SUFFIX.len());
+    while !source.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{SUFFIX}", &source[..end])
+}
+
+/// Renames the old column out of the applications' reach.
+pub fn fence(change: &Change) -> Result<(), Error> {
+    rename_source(change, &fenced_name(&change.source), Phase::Fenced)
+}
+
+/// Gives the old column its name back.
+pub fn unfence(change: &Change) -> Result<(), Error> {
+    rename_source(change, &change.source, Phase::Expanded)
+}
+
+fn check_move(change: &Change, to: Phase) -> Result<(), Error> {
+    crate::phase::move_to(change.phase, to).map_err(|illegal| Error::Move { change: change.name.clone(), illegal })
+}
+
+fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
+    check_move(change, phase)?;
+    let mut rule = change.rule.clone();
+    rule.source.name = to.to_owned();
+    let table = lock_table(change)?;
+    let detail = json!({ "column": change.rule.source.name, "renamed_to": to });
+    as_owner(table.owner, || {
+        // A contract that was interrupted may have left it: the old application may write NULLs.
+        drop_not_null_check(&table.name, change)?;
+        execute(&format!(
+            "ALTER TABLE {} RENAME COLUMN {} TO {}",
+            table.name,
+            quote(&change.rule.source.name),
+            quote(to)
+        ))?;
+        drop_triggers(&rule.change, &table.members)?;
+        create_triggers(&rule, &table.members)
+    })?;
+    catalog::set_rule(change, &rule)?;
+    catalog::set_phase(change, phase, detail)
+}
+
+/// Drops the new columns and the trigger, and gives a fenced old column its name back.
+pub fn roll_back(change: &Change) -> Result<(), Error> {
+    check_move(change, Phase::RolledBack)?;
+    let targets: Vec<&str> = change.rule.targets.iter().map(|target| target.name.as_str()).collect();
+    refuse_dependents(change, "roll back", &targets)?;
+    // A backfill that is running stops here, before it can hold the table against us.
+    catalog::forget_backfill(change.id)?;
+    let table = lock_table(change)?;
+    refuse_dependents(change, "roll back", &targets)?;
+    as_owner(table.owner, || {
+        drop_triggers(&change.name, &table.members)?;
+        drop_not_null_check(&table.name, change)?;
+        let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
+        execute(&format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
+        let (now, before) = (&change.rule.source.name, &change.source);
+        if now != before {
+            execute(&format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.name, quote(now), quote(before)))?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    catalog::set_phase(change, Phase::RolledBack, json!({ "dropped": targets }))
+}
+
+/// The name of the CHECK that stands in for NOT NULL while the table is scanned.
+fn not_null_check(change: &Change) -> String {
+    format!("zdd_not_null_{}", change.id)
+}
+
+fn drop_not_null_check(table: &str, change: &Change) -> Result<(), Error> {
+    let sql = "select conname::text from pg_constraint where conrelid = $1 and conname = $2::text::name";
+    match query_strings(sql, &[change.relation.into(), not_null_check(change).into()])?.pop() {
+        Some(name) => execute(&format!("ALTER TABLE {table} DROP CONSTRAINT {}", quote(name))),
+        None => Ok(()),
+    }
+}
+
+fn not_null_targets(change: &Change) -> impl Iterator<Item = String> {
+    change.rule.targets.iter().filter(|target| target.not_null).map(|target| quote(&target.name))
+}
+
+/// Demands NOT NULL of all new rows, without looking at the old ones. Returns whether there is anything to demand.
+pub fn demand_not_null(change: &Change) -> Result<bool, Error> {
+    let conditions: Vec<String> = not_null_targets(change).map(|target| format!("{target} IS NOT NULL")).collect();
+    if conditions.is_empty() {
+        return Ok(false);
+    }
+    let table = lock_table(change)?;
+    as_owner(table.owner, || {
+        drop_not_null_check(&table.name, change)?;
+        execute(&format!(
+            "ALTER TABLE {} ADD CONSTRAINT {} CHECK ({}) NOT VALID",
+            table.name,
+            quote(not_null_check(change)),
+            conditions.join(" AND ")
+        ))
+    })?;
+    Ok(true)
+}
+
+/// Takes the demand back.
+pub fn stop_demanding_not_null(change: &Change) -> Result<(), Error> {
+    let table = lock_table(change)?;
+    as_owner(table.owner, || drop_not_null_check(&table.name, change))
+}
+
+/// Scans the table for NULLs while reads and writes go on.
+pub fn validate_not_null(change: &Change) -> Result<(), Error> {
+    let (name, owner) = identity(change.relation)?;
+    as_owner(owner, || execute(&format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", quote(not_null_check(change)))))
+}
+
+/// Drops the old column, catalog updates only.
+pub fn drop_source(change: &Change) -> Result<(), Error> {
+    check_move(change, Phase::Contracted)?;
+    let table = lock_table(change)?;
+    refuse_dependents(change, "contract", &[&change.rule.source.name])?;
+    as_owner(table.owner, || {
+        drop_triggers(&change.name, &table.members)?;
+        // The validated CHECK saves PostgreSQL the scan.
+        let set_not_null: Vec<String> =
+            not_null_targets(change).map(|target| format!("ALTER COLUMN {target} SET NOT NULL")).collect();
+        if !set_not_null.is_empty() {
+            execute(&format!("ALTER TABLE {} {}", table.name, set_not_null.join(", ")))?;
+        }
+        drop_not_null_check(&table.name, change)?;
+        execute(&format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote(&change.rule.source.name)))
+    })?;
+    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.source }))
+}
+
+/// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
+/// alone and is no more than a property of it goes with it: its indexes, its CHECKs, its default.
+pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) -> Result<(), Error> {
+    let sql = "with dependents as (
+            select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum
+            from pg_attribute as a
+            join pg_depend as d on d.refclassid = 'pg_class'::regclass
+                and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+            where a.attrelid = any ($1) and a.attname = $2::text::name
+        ), properties as (
+            select d.classid, d.objid from dependents as d
+            left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass
+                and f.oid = d.objid
+            left join pg_constraint as k on d.classid = 'pg_constraint'::regclass
+                and k.oid = d.objid
+            left join pg_index as i on d.classid = 'pg_class'::regclass
+                and d.objsubid = 0 and i.indexrelid = d.objid
+            where f.adnum = d.attnum
+                or ((k.contype in ('c', 'u', 'p', 'x', 'n') or i.indexrelid is not null)
+                    and not exists (
+                        select 1 from pg_depend as o
+                        where o.classid = d.classid and o.objid = d.objid
+                            and o.refclassid = 'pg_class'::regclass
+                            and o.refobjid = d.attrelid and o.refobjsubid > 0
+                            and o.refobjsubid <> d.attnum))
+        )
+        select distinct coalesce(
+                case c.relkind when 'v' then 'view ' when 'm' then 'materialized view ' end
+                    || c.oid::regclass::text,
+                pg_describe_object(d.classid, d.objid, d.objsubid))
+        from dependents as d
+        left join pg_rewrite as r on d.classid = 'pg_rewrite'::regclass
+            and r.oid = d.objid
+        left join pg_class as c on c.oid = r.ev_class
+            and c.relkind in ('v', 'm')
+        where (d.classid, d.objid) not in (select p.classid, p.objid from properties as p)
+            and not exists (
+                select 1 from pg_constraint as k
+                where d.classid = 'pg_constraint'::regclass
+                    and k.oid = d.objid and k.conname = $3::text::name)
+        order by 1";
+    let members = lock::tree(change.relation);
+    for &column in columns {
+        let args = [members.clone().into(), column.into(), not_null_check(change).into()];
+        let dependents = query_strings(sql, &args)?;
+        if !dependents.is_empty() {
+            let column = if column == change.rule.source.name { &change.source } else { column };
+            return Err(Error::Dependents { change: change.name.clone(), column: column.to_owned(), what, dependents });
+        }
+    }
+    Ok(())
+}

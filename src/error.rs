@@ -1,0 +1,484 @@
+//! Every error that pg_zdd raises: SQLSTATE, message, detail and hint.
+
+use std::time::Duration;
+
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::spi::SpiError;
+
+use crate::backfill::plan::format_duration;
+use crate::phase::{IllegalMove, Phase};
+use crate::rule::RuleError;
+
+/// What went wrong.
+#[derive(Debug)]
+pub enum Error {
+    // Arguments.
+    NotColumns,
+    ColumnSyntax { message: String },
+    ColumnConstraint { column: String },
+    TableConstraint,
+    DuplicateTarget { column: String },
+    NotCollatable { column: String, type_name: String },
+    UnsupportedType { column: String, type_name: String },
+    ConstrainedDomain { column: String, type_name: String },
+    NoSplitRule,
+    SeveralSplitRules,
+    NoJoinRule,
+    SeveralJoinRules,
+    Rule(RuleError),
+    BadWord { argument: &'static str, value: String, allowed: &'static [&'static str] },
+    BadNumber { argument: &'static str, value: String, allowed: &'static str },
+    WholeNeedsText { column: String },
+    UnknownIndexColumn { column: String, targets: Vec<String> },
+    NotAnExpression { argument: &'static str, text: String },
+    ExpressionType { argument: &'static str, text: String, found: String, wanted: String },
+    VolatileExpression { argument: &'static str, text: String },
+    MissingArgument { argument: &'static str },
+
+    // The table.
+    NoSuchTable { oid: u32 },
+    NotOwner { relation: String },
+    NotATable { relation: String, what: &'static str },
+    SystemTable { relation: String },
+    TemporaryTable { relation: String },
+    Partition { relation: String, parent: String },
+    InheritedColumn { relation: String, column: String },
+    ForeignPartition { relation: String, partition: String },
+    NoSuchColumn { relation: String, column: String },
+    TargetExists { relation: String, column: String },
+    GeneratedSource { relation: String, column: String },
+    PartitionKey { relation: String, column: String },
+    SourceInChange { relation: String, column: String, change: String },
+    ChangeExists { change: String },
+    LateTrigger { relation: String, trigger: String, ours: String },
+    NotUtf8 { encoding: String },
+    LockTimeout { relation: String, attempts: u32, patience: Duration, blockers: Vec<String> },
+
+    // A change and its phases.
+    NoSuchChange { change: String },
+    Final { change: String, phase: Phase },
+    Move { change: String, illegal: IllegalMove },
+    WrongPhase { change: String, phase: Phase, action: &'static str, hint: &'static str },
+    NotInSync { change: String, pending: i64, diverged: i64 },
+    NullViolations { change: String, rows: i64 },
+    UnmatchedRows { change: String, rows: i64 },
+    Dependents { change: String, column: String, what: &'static str, dependents: Vec<String> },
+    InUse { change: String, fenced_for: Option<Duration>, quiet_period: Duration },
+    WholeTooLate { change: String, phase: Phase },
+    TableGone { change: String },
+    BrokenRule { relation: String, message: String },
+    Guard { change: String, message: String, hint: &'static str },
+
+    // Rows.
+    UnmatchedValue { change: String, column: String, value: String },
+    Conflict { change: String, source: String, targets: String },
+    NotNull { change: String, relation: String, column: String },
+    DoesNotFit { change: String, column: String, type_name: String, value: String },
+
+    // Calls.
+    InTransactionBlock { procedure: &'static str },
+    NotATrigger,
+    StrangeTrigger { trigger: String, relation: String },
+    Spi(String),
+}
+
+struct Parts {
+    code: Code,
+    message: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+fn parts(code: Code, message: impl Into<String>) -> Parts {
+    Parts { code, message: message.into(), detail: None, hint: None }
+}
+
+impl Parts {
+    fn detail(mut self, detail: impl Into<String>) -> Parts {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Parts {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Names as they are read in a sentence.
+fn list<T: AsRef<str>>(names: &[T]) -> String {
+    names.iter().map(|name| format!("\"{}\"", name.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+/// A value as it is shown in a message: a long one is shortened.
+fn shown(value: &str) -> String {
+    const MOST: usize = 100;
+    match value.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &value[..end], value.len()),
+        None => value.to_owned(),
+    }
+}
+
+fn rows(count: i64) -> String {
+    if count == 1 { "1 row".into() } else { format!("{count} rows") }
+}
+
+impl Error {
+    fn parts(&self) -> Parts {
+        use Error::*;
+        match self {
+            NotColumns => parts(Code::ERRCODE_SYNTAX_ERROR, "the columns are not a list of column definitions")
+                .hint("Write them as in CREATE TABLE, such as columns => 'streetname varchar NOT NULL, housenumber varchar'."),
+            ColumnSyntax { message } => parts(Code::ERRCODE_SYNTAX_ERROR, format!("invalid column definitions: {message}"))
+                .hint("Write them as in CREATE TABLE, such as columns => 'streetname varchar NOT NULL, housenumber varchar'."),
+            ColumnConstraint { column } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("the definition of column \"{column}\" has a constraint that a change cannot carry"),
+            )
+            .detail("Allowed are a type, COLLATE, NOT NULL and DEFAULT.")
+            .hint("Add other constraints after the contract."),
+            TableConstraint => parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "the columns have a table constraint")
+                .detail("Allowed are column definitions with a type, COLLATE, NOT NULL and DEFAULT.")
+                .hint("Add other constraints after the contract."),
+            DuplicateTarget { column } => {
+                parts(Code::ERRCODE_DUPLICATE_COLUMN, format!("column \"{column}\" is defined more than once"))
+            }
+            NotCollatable { column, type_name } => parts(
+                Code::ERRCODE_DATATYPE_MISMATCH,
+                format!("the type of column \"{column}\" does not support collations"),
+            )
+            .detail(format!("Its type is {type_name}.")),
+            UnsupportedType { column, type_name } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{column}\" has a type that this rule cannot handle"),
+            )
+            .detail(format!(
+                "Its type is {type_name}. A regex, delimiter or template handles text, varchar, char and citext, and as new columns also smallint, integer, bigint and numeric."
+            ))
+            .hint("Use split_sql and join_sql for this column."),
+            ConstrainedDomain { column, type_name } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{column}\" has a domain with constraints"),
+            )
+            .detail(format!("PostgreSQL rewrites the whole table, locked, to add a column of the domain {type_name}."))
+            .hint("Use the domain's base type, and change the type after the contract."),
+            NoSplitRule => parts(Code::ERRCODE_INVALID_PARAMETER_VALUE, "there is no split rule")
+                .hint("Give one of regex, delimiter and split_sql."),
+            SeveralSplitRules => parts(Code::ERRCODE_INVALID_PARAMETER_VALUE, "there is more than one split rule")
+                .hint("Give exactly one of regex, delimiter and split_sql."),
+            NoJoinRule => parts(Code::ERRCODE_INVALID_PARAMETER_VALUE, "there is no join rule")
+                .detail("Writes of the new application must be carried over into the old column.")
+                .hint("Give one of join and join_sql, such as \"join\" => '{streetname}[ {housenumber}]'."),
+            SeveralJoinRules => parts(Code::ERRCODE_INVALID_PARAMETER_VALUE, "there is more than one join rule")
+                .hint("Give one of join and join_sql."),
+            Rule(error) => rule_parts(error),
+            BadWord { argument, value, allowed } => parts(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid value for {argument}: \"{value}\""),
+            )
+            .hint(format!("Allowed are {}.", list(allowed))),
+            BadNumber { argument, value, allowed } => parts(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid value for {argument}: {value}"),
+            )
+            .hint(format!("Allowed is {allowed}.")),
+            WholeNeedsText { column } => parts(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("unmatched => 'whole' cannot put a text into column \"{column}\""),
+            )
+            .hint("Give the first new column a text type, or use unmatched => 'null'."),
+            UnknownIndexColumn { column, targets } => parts(
+                Code::ERRCODE_UNDEFINED_COLUMN,
+                format!("indexes names \"{column}\", which is not a new column"),
+            )
+            .detail(format!("The new columns are {}.", list(targets))),
+            NotAnExpression { argument, text } => {
+                parts(Code::ERRCODE_SYNTAX_ERROR, format!("{argument} is not one SQL expression: {}", shown(text)))
+            }
+            ExpressionType { argument, text, found, wanted } => parts(
+                Code::ERRCODE_DATATYPE_MISMATCH,
+                format!("{argument} gives {found}, which cannot be assigned to {wanted}"),
+            )
+            .detail(format!("The expression is {}", shown(text)))
+            .hint("Cast the result of the expression."),
+            VolatileExpression { argument, text } => parts(
+                Code::ERRCODE_INVALID_OBJECT_DEFINITION,
+                format!("{argument} calls a volatile function: {}", shown(text)),
+            )
+            .detail("Whether the two sides of a row belong together can only be told if a rule gives the same result every time.")
+            .hint("Use immutable or stable functions; mark your own so if they are."),
+            MissingArgument { argument } => {
+                parts(Code::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be NULL"))
+            }
+            NoSuchTable { oid } => parts(Code::ERRCODE_UNDEFINED_TABLE, format!("there is no table with OID {oid}")),
+            NotOwner { relation } => {
+                parts(Code::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {relation}"))
+            }
+            NotATable { relation, what } => {
+                parts(Code::ERRCODE_WRONG_OBJECT_TYPE, format!("{relation} is not a table"))
+                    .detail(format!("It is {what}."))
+                    .hint("Name the table that has the rows.")
+            }
+            SystemTable { relation } => {
+                parts(Code::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("{relation} is a system catalog"))
+            }
+            TemporaryTable { relation } => {
+                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{relation} is a temporary table"))
+                    .hint("Only its own session sees a temporary table: ALTER TABLE and UPDATE will do.")
+            }
+            Partition { relation, parent } => {
+                parts(Code::ERRCODE_WRONG_OBJECT_TYPE, format!("{relation} is a partition"))
+                    .detail(format!("It is a partition of {parent}."))
+                    .hint("Name the partitioned table: a change covers all its partitions.")
+            }
+            InheritedColumn { relation, column } => parts(
+                Code::ERRCODE_INVALID_TABLE_DEFINITION,
+                format!("column \"{column}\" of {relation} is inherited"),
+            )
+            .hint("Name the parent table: a change covers all its children."),
+            ForeignPartition { relation, partition } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("{relation} has a foreign table as a partition or child"),
+            )
+            .detail(format!("The foreign table is {partition}; its rows can be written without passing this server."))
+            .hint("Detach it first."),
+            NoSuchColumn { relation, column } => parts(
+                Code::ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{column}\" of relation {relation} does not exist"),
+            ),
+            TargetExists { relation, column } => parts(
+                Code::ERRCODE_DUPLICATE_COLUMN,
+                format!("column \"{column}\" of relation {relation} already exists"),
+            )
+            .hint("A change creates its new columns itself. Choose other names, or drop the column."),
+            GeneratedSource { relation, column } => parts(
+                Code::ERRCODE_INVALID_TABLE_DEFINITION,
+                format!("column \"{column}\" of {relation} is a generated or identity column"),
+            )
+            .detail("Writes of the new application could not be carried over into it."),
+            PartitionKey { relation, column } => parts(
+                Code::ERRCODE_INVALID_TABLE_DEFINITION,
+                format!("column \"{column}\" is in the partition key of {relation}"),
+            )
+            .detail("A column in a partition key can neither be dropped nor written by a trigger."),
+            SourceInChange { relation, column, change } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("column \"{column}\" of {relation} is already part of an active change"),
+            )
+            .detail(format!("The change is \"{change}\"."))
+            .hint("Finish it with CALL zdd.contract(…), or give it up with SELECT zdd.rollback(…)."),
+            ChangeExists { change } => {
+                parts(Code::ERRCODE_DUPLICATE_OBJECT, format!("there is already an active change \"{change}\""))
+                    .hint("Choose another name with change => '…'.")
+            }
+            LateTrigger { relation, trigger, ours } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("trigger \"{trigger}\" of {relation} would fire after the sync trigger"),
+            )
+            .detail(format!("BEFORE triggers fire in the order of their names; the sync trigger is \"{ours}\" and must see what the others wrote."))
+            .hint("Give the trigger a name that sorts before it."),
+            NotUtf8 { encoding } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("the encoding of this database is {encoding}"),
+            )
+            .detail("pg_zdd needs UTF8."),
+            LockTimeout { relation, attempts, patience, blockers } => parts(
+                Code::ERRCODE_LOCK_NOT_AVAILABLE,
+                format!("could not lock {relation} within {}", format_duration(*patience)),
+            )
+            .detail(if blockers.is_empty() {
+                format!("Gave up after {attempts} attempts; whoever held the lock has just released it.")
+            } else {
+                format!("Gave up after {attempts} attempts. The lock is held by:\n{}", blockers.join("\n"))
+            })
+            .hint("Try again when they have ended, end them with pg_terminate_backend(pid), or raise zdd.lock_patience."),
+            NoSuchChange { change } => {
+                parts(Code::ERRCODE_UNDEFINED_OBJECT, format!("there is no change \"{change}\""))
+                    .hint("SELECT change, phase FROM zdd.changes lists them.")
+            }
+            Final { change, phase } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("change \"{change}\" is {}, which is final", phase.as_str()),
+            )
+            .hint("Begin a new one with zdd.split_column(…)."),
+            Move { change, illegal } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("change \"{change}\": {illegal}"),
+            )
+            .hint(illegal.hint()),
+            WrongPhase { change, phase, action, hint } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("cannot {action} change \"{change}\" while it is {}", phase.as_str()),
+            )
+            .hint(*hint),
+            NotInSync { change, pending, diverged } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the two sides of change \"{change}\" are not in sync"),
+            )
+            .detail(format!("{} pending, {} diverged.", rows(*pending), rows(*diverged)))
+            .hint(if *diverged > 0 {
+                "SELECT * FROM zdd.mismatches(change) shows them; CALL zdd.repair(change, winner => 'new' or 'old') settles diverged rows."
+            } else {
+                "CALL zdd.backfill(change) splits pending rows."
+            }),
+            NullViolations { change, rows: count } => parts(
+                Code::ERRCODE_NOT_NULL_VIOLATION,
+                format!("{} of change \"{change}\" have NULL in a new column that is NOT NULL", rows(*count)),
+            )
+            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them a value through the new columns first."),
+            UnmatchedRows { change, rows: count } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("{} of change \"{change}\" are unmatched", rows(*count)),
+            )
+            .detail("The split rule does not accept their old value, which would be lost.")
+            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_unmatched => true."),
+            Dependents { change, column, what, dependents } => parts(
+                Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                format!("cannot {what} change \"{change}\": other objects depend on column \"{column}\""),
+            )
+            .detail(dependents.join("\n"))
+            .hint("Drop or change them first. pg_zdd never drops anything by CASCADE."),
+            InUse { change, fenced_for, quiet_period } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("it is not known that nobody uses the old column of change \"{change}\""),
+            )
+            .detail(match fenced_for {
+                Some(time) => format!(
+                    "It has been fenced for {}, and zdd.quiet_period is {}.",
+                    format_duration(*time),
+                    format_duration(*quiet_period)
+                ),
+                None => format!(
+                    "It has not been fenced, and usage was not recorded for {} (zdd.quiet_period).",
+                    format_duration(*quiet_period)
+                ),
+            })
+            .hint("Fence it with SELECT zdd.fence(change), wait, and see whether anybody misses the column; or say force => true."),
+            WholeTooLate { change, phase } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("cannot set unmatched to whole while change \"{change}\" is {}", phase.as_str()),
+            )
+            .detail("Unmatched rows would become pending.")
+            .hint("This is possible while the change is expanding."),
+            TableGone { change } => {
+                parts(Code::ERRCODE_UNDEFINED_TABLE, format!("the table of change \"{change}\" is gone"))
+            }
+            BrokenRule { relation, message } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the sync trigger does not fit table {relation}: {message}"),
+            )
+            .hint("A superuser can undo what was changed with zdd.guard = off."),
+            Guard { change, message, hint } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("this would break the active change \"{change}\""),
+            )
+            .detail(message.as_str())
+            .hint(*hint),
+            UnmatchedValue { change, column, value } => parts(
+                Code::ERRCODE_CHECK_VIOLATION,
+                format!("value of column \"{column}\" does not match the split rule of change \"{change}\""),
+            )
+            .detail(format!("The value is: {}", shown(value)))
+            .hint("The change was made with unmatched => 'error'. zdd.alter_change(change, unmatched => 'null') accepts such values."),
+            Conflict { change, source, targets } => parts(
+                Code::ERRCODE_CHECK_VIOLATION,
+                format!("the two sides of change \"{change}\" were written in one statement and do not belong together"),
+            )
+            .detail(format!("Old side: {}; new side: {}", shown(source), shown(targets)))
+            .hint("The change was made with conflict => 'error'. Write one side, or both so that they agree."),
+            NotNull { change, relation, column } => parts(
+                Code::ERRCODE_NOT_NULL_VIOLATION,
+                format!("null value in column \"{column}\" of relation \"{relation}\" violates not-null constraint"),
+            )
+            .detail(format!("Until its contract, change \"{change}\" enforces it on writes that come through the new columns.")),
+            DoesNotFit { change, column, type_name, value } => parts(
+                Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
+                format!("the new columns joined are not a value of column \"{column}\", type {type_name}"),
+            )
+            .detail(format!("Change \"{change}\" would write: {}", shown(value)))
+            .hint("The old application could not read this value. Widen the old column, or write shorter values until the contract."),
+            InTransactionBlock { procedure } => parts(
+                Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                format!("CALL zdd.{procedure} cannot run inside a transaction block"),
+            )
+            .detail("It commits as it goes.")
+            .hint("Call it on its own, outside BEGIN … COMMIT, functions and DO blocks."),
+            NotATrigger => parts(
+                Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "zdd.sync is for the triggers that zdd.split_column creates",
+            ),
+            StrangeTrigger { trigger, relation } => parts(
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("trigger \"{trigger}\" of {relation} is not one that pg_zdd made"),
+            )
+            .hint("Only zdd.split_column makes triggers with the function zdd.sync."),
+            Spi(message) => parts(Code::ERRCODE_INTERNAL_ERROR, format!("pg_zdd: {message}")),
+        }
+    }
+}
+
+fn rule_parts(error: &RuleError) -> Parts {
+    let invalid = |code| parts(code, error.to_string());
+    match error {
+        RuleError::InvalidRegex { .. } => invalid(Code::ERRCODE_INVALID_REGULAR_EXPRESSION)
+            .hint("The syntax is that of the Rust regex crate: no backreferences and no look-around."),
+        RuleError::GroupWithoutTarget { targets, .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
+            .detail(format!("The new columns are {}.", list(targets)))
+            .hint("Name each group after a new column; use (?:…) for other groups."),
+        RuleError::TargetWithoutGroup { target, groups } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
+            .detail(if groups.is_empty() {
+                "The regex has no named groups.".to_owned()
+            } else {
+                format!("The named groups are {}.", list(groups))
+            })
+            .hint(format!("Add a group (?<{target}>…).")),
+        RuleError::EmptyDelimiter => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE),
+        RuleError::ExpressionCount { .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
+            .hint("Give one SQL expression per new column, in their order."),
+        RuleError::InvalidTemplate { .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE).hint(
+            "A template is text with {column}, [sections left out when a column in them is NULL], and \\ to escape.",
+        ),
+        RuleError::TemplateUnknownTarget { targets, .. } => {
+            invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE).detail(format!("The new columns are {}.", list(targets)))
+        }
+        RuleError::UnknownVersion { .. } => invalid(Code::ERRCODE_FEATURE_NOT_SUPPORTED)
+            .hint("Install the version of pg_zdd that wrote the rule, or a later one."),
+        RuleError::InvalidRule(_) => {
+            invalid(Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).hint("Only zdd.split_column makes sync triggers.")
+        }
+    }
+}
+
+impl From<RuleError> for Error {
+    fn from(error: RuleError) -> Error {
+        Error::Rule(error)
+    }
+}
+
+impl From<SpiError> for Error {
+    fn from(error: SpiError) -> Error {
+        Error::Spi(error.to_string())
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> ErrorReport {
+        let Parts { code, message, detail, hint } = error.parts();
+        let mut report = ErrorReport::new(code, message, "pg_zdd");
+        if let Some(detail) = detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+impl Error {
+    /// The message alone, for a report that is not an error.
+    pub fn message(&self) -> String {
+        self.parts().message
+    }
+}

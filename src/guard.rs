@@ -1,0 +1,147 @@
+//! Refuses DDL that would break an active change. It looks at the state that the DDL leaves behind, not at its text.
+
+use std::cell::Cell;
+
+use pgrx::pg_sys;
+use serde_json::json;
+
+use crate::binding::Binding;
+use crate::catalog::{self, Change};
+use crate::ddl::{query_strings, trigger_name};
+use crate::error::Error;
+use crate::guc;
+use crate::pg::lock::{LockMode, tree};
+use crate::pg::table::Table;
+use crate::phase::Phase;
+use crate::rule::Rule;
+
+thread_local! {
+    static SUSPENDED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Runs DDL of our own, which passes through states that the guard would refuse.
+pub fn suspended<R>(f: impl FnOnce() -> R) -> R {
+    struct Resume;
+    impl Drop for Resume {
+        fn drop(&mut self) {
+            SUSPENDED.set(SUSPENDED.get() - 1);
+        }
+    }
+    SUSPENDED.set(SUSPENDED.get() + 1);
+    let _resume = Resume;
+    f()
+}
+
+/// Called after DDL on these relations, or on anything when `None`: an error if it breaks a change. A change whose table
+/// is gone is over.
+pub fn check(touched: Option<&[pg_sys::Oid]>) -> Result<(), Error> {
+    if SUSPENDED.get() > 0 {
+        return Ok(());
+    }
+    for change in catalog::all()? {
+        if touched.is_some_and(|touched| !tree(change.relation).iter().any(|member| touched.contains(member))) {
+            continue;
+        }
+        match Table::open(change.relation, LockMode::AccessShare) {
+            None => catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?,
+            Some(table) if guc::guard() => check_table(&change, &table)?,
+            Some(_) => {}
+        }
+    }
+    if guc::guard() && touched.is_none() { check_strangers() } else { Ok(()) }
+}
+
+fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
+    let refuse = |message: String, hint| Err(Error::Guard { change: change.name.clone(), message, hint });
+    const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(…).";
+    let trigger = trigger_name(&change.name);
+    for member in tree(root.oid()) {
+        let Some(table) = Table::open(member, LockMode::AccessShare) else { continue };
+        if table.kind() == 'f' {
+            return refuse(format!("{} is a foreign table: its rows cannot be kept in sync.", table.name()), WAIT);
+        }
+        if let Err(error) = Binding::to_table(change.rule.clone(), &table) {
+            return refuse(format!("{}.", error.message()), WAIT);
+        }
+        for target in &change.rule.targets {
+            if table.attribute(&target.name).is_some_and(|column| column.not_null) {
+                return refuse(
+                    format!(
+                        "Column \"{}\" of {} would be NOT NULL: the old application writes NULL there.",
+                        target.name,
+                        table.name()
+                    ),
+                    "Define it NOT NULL in split_column: it is enforced for the new application, and set in the contract.",
+                );
+            }
+        }
+        match sync_trigger(member, &trigger, &change.rule)? {
+            None => {
+                return refuse(
+                    format!("{} would not have the sync trigger \"{trigger}\".", table.name()),
+                    "Do without a child table, or give up the change with SELECT zdd.rollback(…), until the change is over.",
+                );
+            }
+            Some((enabled, _)) if enabled != "O" => {
+                return refuse(
+                    format!("The sync trigger \"{trigger}\" of {} would not fire for ordinary sessions.", table.name()),
+                    "Leave it enabled; for a bulk load without triggers, SET session_replication_role = replica in that session.",
+                );
+            }
+            Some((_, false)) => {
+                return refuse(
+                    format!("The sync trigger \"{trigger}\" of {} would have another rule.", table.name()),
+                    "Use zdd.alter_change.",
+                );
+            }
+            Some(_) => {}
+        }
+        if let Some(later) = later_trigger(member, &trigger)? {
+            return Err(Error::LateTrigger { relation: table.name(), trigger: later, ours: trigger });
+        }
+    }
+    Ok(())
+}
+
+/// The sync trigger of this name: tgenabled, and whether it carries this rule.
+fn sync_trigger(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<Option<(String, bool)>, Error> {
+    let sql = "select t.tgenabled || (t.tgargs = convert_to($3::text, 'UTF8') || '\\x00'::bytea)::text
+        from pg_trigger as t
+        where t.tgrelid = $1 and t.tgname = $2::text::name and t.tgfoid = 'zdd.sync()'::regprocedure";
+    let found = query_strings(sql, &[relation.into(), name.into(), rule.to_json().into()])?;
+    Ok(found.first().map(|found| {
+        let (enabled, same_rule) = found.split_at(1);
+        (enabled.to_owned(), same_rule == "true")
+    }))
+}
+
+/// A BEFORE ROW trigger that would fire after the sync trigger of this name. Other sync triggers mind other columns.
+pub fn later_trigger(relation: pg_sys::Oid, ours: &str) -> Result<Option<String>, Error> {
+    // tgtype: 1 row, 2 before, 4 insert, 16 update.
+    let sql = "select t.tgname::text from pg_trigger as t
+        where t.tgrelid = $1 and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0
+            and t.tgfoid <> 'zdd.sync()'::regprocedure and t.tgname::text > $2 collate \"C\"";
+    Ok(query_strings(sql, &[relation.into(), ours.into()])?.pop())
+}
+
+/// A sync trigger runs SQL of its rule with the rights of the table's owner, so only pg_zdd may make one.
+fn check_strangers() -> Result<(), Error> {
+    let sql = "select t.tgrelid::oid::text || ' ' || t.tgname::text from pg_trigger as t
+        where t.tgfoid = 'zdd.sync()'::regprocedure";
+    let mut known = Vec::new();
+    for change in catalog::all()? {
+        let name = trigger_name(&change.name);
+        known.extend(tree(change.relation).into_iter().map(|member| format!("{} {name}", member.to_u32())));
+    }
+    match query_strings(sql, &[])?.into_iter().find(|trigger| !known.contains(trigger)) {
+        None => Ok(()),
+        Some(stranger) => {
+            let (relation, trigger) = stranger.split_once(' ').unwrap_or_default();
+            let relation = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare));
+            Err(Error::StrangeTrigger {
+                trigger: trigger.to_owned(),
+                relation: relation.map(|table| table.name()).unwrap_or_default(),
+            })
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! pg_zdd: zero-downtime column splits inside PostgreSQL.
+
+use pgrx::{extension_sql_file, pg_guard};
+
+mod api;
+mod backfill;
+mod binding;
+mod catalog;
+mod contract;
+mod ddl;
+mod error;
+mod guard;
+mod guc;
+mod pg;
+mod phase;
+mod rule;
+mod sync;
+mod verify;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
+extension_sql_file!("../sql/views.sql", name = "views", requires = ["catalog"]);
+extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["catalog"]);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views"], finalize);
+extension_sql_file!("../sql/guard.sql", name = "guard", requires = [api::check_guard, api::check_move, "sync"]);
+extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
+
+/// Called when the library is loaded.
+#[allow(non_snake_case)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    guc::register();
+}

@@ -1,0 +1,51 @@
+//! PostgreSQL functions that pgrx has no bindings for, each behind a boundary that turns its errors into unwinding.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+mod raw {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        pub fn find_all_inheritors(
+            parent: pg_sys::Oid,
+            lockmode: pg_sys::LOCKMODE,
+            numparents: *mut *mut pg_sys::List,
+        ) -> *mut pg_sys::List;
+        pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
+        pub fn ExecComputeStoredGenerated(
+            result: *mut pg_sys::ResultRelInfo,
+            state: *mut pg_sys::EState,
+            slot: *mut pg_sys::TupleTableSlot,
+            command: pg_sys::CmdType::Type,
+        );
+    }
+}
+
+/// # Safety
+/// As the C function; the result is a list of OIDs.
+pub unsafe fn find_all_inheritors(parent: pg_sys::Oid, lockmode: pg_sys::LOCKMODE) -> *mut pg_sys::List {
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe { pg_guard_ffi_boundary(|| raw::find_all_inheritors(parent, lockmode, std::ptr::null_mut())) }
+}
+
+/// # Safety
+/// The datum is of a type with this length.
+pub unsafe fn datum_copy(value: pg_sys::Datum, by_value: bool, len: i16) -> pg_sys::Datum {
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe { pg_guard_ffi_boundary(|| raw::datumCopy(value, by_value, len.into())) }
+}
+
+/// # Safety
+/// As the C function.
+pub unsafe fn compute_stored_generated(
+    result: *mut pg_sys::ResultRelInfo,
+    state: *mut pg_sys::EState,
+    slot: *mut pg_sys::TupleTableSlot,
+) {
+    let command = pg_sys::CmdType::CMD_UPDATE;
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe {
+        pg_guard_ffi_boundary(|| raw::ExecComputeStoredGenerated(result, state, slot, command));
+    }
+}

@@ -1,0 +1,77 @@
+//! Locks on relations and waiting.
+
+use std::time::Duration;
+
+use pgrx::pg_sys;
+
+/// How strong a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// As SELECT takes it.
+    AccessShare,
+    /// As UPDATE takes it.
+    RowExclusive,
+    /// As VALIDATE CONSTRAINT takes it: reads and writes go on.
+    ShareUpdateExclusive,
+    /// As DROP COLUMN takes it: nothing goes on.
+    AccessExclusive,
+}
+
+impl LockMode {
+    pub(super) fn number(self) -> pg_sys::LOCKMODE {
+        (match self {
+            Self::AccessShare => pg_sys::AccessShareLock,
+            Self::RowExclusive => pg_sys::RowExclusiveLock,
+            Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
+            Self::AccessExclusive => pg_sys::AccessExclusiveLock,
+        }) as pg_sys::LOCKMODE
+    }
+}
+
+/// Locks a relation and all its partitions or inheritance children until the end of the transaction, waiting as
+/// `lock_timeout` allows. Returns them, the relation first.
+pub fn lock_tree(relation: pg_sys::Oid, mode: LockMode) -> Vec<pg_sys::Oid> {
+    // SAFETY: locks by OID need no relation to exist.
+    unsafe { pg_sys::LockRelationOid(relation, mode.number()) };
+    members(relation, mode.number())
+}
+
+/// The relation and all its partitions or inheritance children, unlocked: to be looked at, not relied on.
+pub fn tree(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    members(relation, pg_sys::NoLock as pg_sys::LOCKMODE)
+}
+
+fn members(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Vec<pg_sys::Oid> {
+    // SAFETY: the list is one of OIDs, with `length` elements.
+    unsafe {
+        let list = super::ffi::find_all_inheritors(relation, mode);
+        (0..(*list).length as usize).map(|index| (*(*list).elements.add(index)).oid_value).collect()
+    }
+}
+
+/// Answers cancel requests and shutdowns.
+pub fn check_for_interrupts() {
+    pgrx::check_for_interrupts!();
+}
+
+/// Sleeps, answering cancel requests and shutdowns.
+pub fn sleep(duration: Duration) {
+    let deadline = std::time::Instant::now() + duration;
+    loop {
+        check_for_interrupts();
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        // SAFETY: the backend's own latch; it is reset before interrupts are looked at.
+        unsafe {
+            pg_sys::WaitLatch(
+                pg_sys::MyLatch,
+                (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+                left.as_millis().max(1) as core::ffi::c_long,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+    }
+}

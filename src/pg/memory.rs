@@ -1,0 +1,60 @@
+//! Memory contexts.
+
+use pgrx::pg_sys;
+
+/// A memory context of our own, deleted when dropped.
+pub struct Memory(pg_sys::MemoryContext);
+
+impl Memory {
+    /// For what lives as long as the backend, or until it is dropped.
+    pub fn long_lived() -> Memory {
+        // SAFETY: TopMemoryContext exists from the start of the backend to its end.
+        Memory::child_of(unsafe { pg_sys::TopMemoryContext })
+    }
+
+    /// For what lives until it is dropped, at the end of the statement at the latest.
+    pub fn short_lived() -> Memory {
+        // SAFETY: there is always a current context.
+        Memory::child_of(unsafe { pg_sys::CurrentMemoryContext })
+    }
+
+    fn child_of(parent: pg_sys::MemoryContext) -> Memory {
+        // SAFETY: the name is a constant; the sizes are those of ALLOCSET_SMALL_SIZES.
+        Memory(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                parent,
+                c"pg_zdd".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// Runs `f` with this as the current context.
+    pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: the context is alive; after an error whoever catches it sets the context anew.
+        unsafe {
+            let saved = pg_sys::MemoryContextSwitchTo(self.0);
+            let result = f();
+            pg_sys::MemoryContextSwitchTo(saved);
+            result
+        }
+    }
+
+    /// Frees everything in it. Values that were made in it must not be used afterwards; no type says so.
+    pub fn reset(&self) {
+        // SAFETY: the context is alive.
+        unsafe { pg_sys::MemoryContextReset(self.0) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // During an error the abort of the (sub)transaction may have deleted it with its parent already.
+        if !std::thread::panicking() {
+            // SAFETY: created by us and dropped once; the owners of pointers into it go with it.
+            unsafe { pg_sys::MemoryContextDelete(self.0) }
+        }
+    }
+}

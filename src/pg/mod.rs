@@ -1,0 +1,51 @@
+//! Everything that needs `unsafe`, and what differs between PostgreSQL versions. The rest of the crate calls the safe
+//! functions of these rooms.
+
+pub mod expr;
+mod ffi;
+pub mod inval;
+pub mod lock;
+pub mod memory;
+pub mod parse;
+pub mod procedure;
+pub mod security;
+pub mod subxact;
+pub mod table;
+pub mod trigger;
+pub mod types;
+pub mod value;
+
+use pgrx::pg_sys;
+
+/// The elements of a PostgreSQL list of pointers.
+///
+/// # Safety
+/// `list` is NIL or a valid list whose elements are pointers to `T`.
+pub(crate) unsafe fn list_of<T>(list: *mut pg_sys::List) -> Vec<*mut T> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller vouches for the list; `length` elements are initialised.
+    unsafe { (0..(*list).length as usize).map(|index| (*(*list).elements.add(index)).ptr_value.cast::<T>()).collect() }
+}
+
+/// A palloc'ed C string as a Rust string; empty when NULL.
+///
+/// # Safety
+/// `text` is NULL or a valid NUL-terminated string.
+pub(crate) unsafe fn c_string(text: *const core::ffi::c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller vouches for the string.
+    unsafe { core::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// The tag of a node.
+///
+/// # Safety
+/// `node` points to a PostgreSQL node.
+pub(crate) unsafe fn tag<T>(node: *const T) -> pg_sys::NodeTag {
+    // SAFETY: every node begins with its tag.
+    unsafe { (*node.cast::<pg_sys::Node>()).type_ }
+}

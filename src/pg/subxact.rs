@@ -1,0 +1,81 @@
+//! Catching errors: only a subtransaction undoes what the failed code did.
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
+
+/// An error that was caught, its effects undone.
+pub struct Caught(CaughtError);
+
+impl Caught {
+    fn report(&self) -> &pg_sys::panic::ErrorReportWithLevel {
+        match &self.0 {
+            CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. } => report,
+        }
+    }
+
+    /// Its SQLSTATE.
+    pub fn code(&self) -> PgSqlErrorCode {
+        self.report().sql_error_code()
+    }
+
+    /// Its message.
+    pub fn message(&self) -> String {
+        self.report().message().to_owned()
+    }
+
+    /// Goes on with the error.
+    pub fn rethrow(self) -> ! {
+        self.0.rethrow()
+    }
+
+    /// Whether the same work may succeed when it is tried again.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.code(),
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+                | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+                | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+        )
+    }
+
+    /// Whether it says something about the data or the code that looked at them, rather than that the server or the
+    /// user wants the statement to end.
+    pub fn is_about_data(&self) -> bool {
+        // The class of an SQLSTATE is its first two characters, 6 bits each.
+        let class = self.code() as i32 & 0xfff;
+        let class_of = |text: [u8; 2]| i32::from(text[0] - b'0') | i32::from(text[1] - b'0') << 6;
+        ![*b"53", *b"54", *b"57", *b"58", *b"XX", *b"40", *b"25"].map(class_of).contains(&class)
+    }
+}
+
+/// Runs `f` in a subtransaction. An error in it undoes its effects and is returned.
+pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    // SAFETY: the calls pair up as PostgreSQL's own languages do it: begin, then release or roll back, each followed by
+    // the memory context and resource owner from before. Unwinding has run all Rust destructors of `f` by then.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f()))).catch_others(Err).execute();
+        match result {
+            Ok(value) => {
+                pg_sys::ReleaseCurrentSubTransaction();
+                pg_sys::MemoryContextSwitchTo(context);
+                pg_sys::CurrentResourceOwner = owner;
+                Ok(value)
+            }
+            Err(error) => {
+                pg_sys::MemoryContextSwitchTo(context);
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+                pg_sys::MemoryContextSwitchTo(context);
+                pg_sys::CurrentResourceOwner = owner;
+                Err(Caught(error))
+            }
+        }
+    }
+}

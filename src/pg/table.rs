@@ -1,0 +1,518 @@
+//! Scanning a table by ranges of blocks, and updating its rows without firing triggers.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+use super::c_string;
+use super::ffi::compute_stored_generated;
+use super::lock::LockMode;
+use super::value::Value;
+
+/// Where a row version is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tid {
+    pub block: u32,
+    pub offset: u16,
+}
+
+impl Tid {
+    fn pack(self) -> pg_sys::ItemPointerData {
+        pg_sys::ItemPointerData {
+            ip_blkid: pg_sys::BlockIdData { bi_hi: (self.block >> 16) as u16, bi_lo: (self.block & 0xffff) as u16 },
+            ip_posid: self.offset,
+        }
+    }
+}
+
+impl std::fmt::Display for Tid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "({},{})", self.block, self.offset)
+    }
+}
+
+/// A column of an open table, as it is now.
+#[derive(Clone, Debug)]
+pub struct Attribute {
+    pub number: i16,
+    pub type_oid: pg_sys::Oid,
+    pub typmod: i32,
+    pub collation: pg_sys::Oid,
+    pub not_null: bool,
+    pub generated: bool,
+    pub identity: bool,
+    pub inherited: bool,
+}
+
+/// An open table. The lock stays until the end of the transaction.
+pub struct Table {
+    relation: pg_sys::Relation,
+    /// Trigger data lend a relation that is not ours to close.
+    borrowed: bool,
+}
+
+impl Table {
+    /// Opens a table, waiting for the lock as `lock_timeout` allows. `None` when it does not exist.
+    pub fn open(oid: pg_sys::Oid, mode: LockMode) -> Option<Table> {
+        // SAFETY: takes any OID; NULL when there is no such relation.
+        let relation = unsafe { pg_sys::try_relation_open(oid, mode.number()) };
+        (!relation.is_null()).then_some(Table { relation, borrowed: false })
+    }
+
+    /// # Safety
+    /// `relation` is open for longer than the result is used.
+    pub(super) unsafe fn borrowed(relation: pg_sys::Relation) -> Table {
+        Table { relation, borrowed: true }
+    }
+
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: open relations are valid.
+        unsafe { (*self.relation).rd_id }
+    }
+
+    fn class(&self) -> &pg_sys::FormData_pg_class {
+        // SAFETY: an open relation has its pg_class row.
+        unsafe { &*(*self.relation).rd_rel }
+    }
+
+    pub fn owner(&self) -> pg_sys::Oid {
+        self.class().relowner
+    }
+
+    /// pg_class.relkind.
+    pub fn kind(&self) -> char {
+        self.class().relkind as u8 as char
+    }
+
+    /// Whether it is a partition of another table.
+    pub fn is_partition(&self) -> bool {
+        self.class().relispartition
+    }
+
+    /// Whether it belongs to the system: catalogs, toast, information_schema.
+    pub fn is_system(&self) -> bool {
+        // SAFETY: the relation is open.
+        unsafe { pg_sys::IsSystemRelation(self.relation) || self.oid().to_u32() < pg_sys::FirstNormalObjectId }
+    }
+
+    /// Whether it is a temporary table.
+    pub fn is_temporary(&self) -> bool {
+        self.class().relpersistence as u8 == b't'
+    }
+
+    /// Its name, qualified and quoted.
+    pub fn name(&self) -> String {
+        // SAFETY: the functions give palloc'ed strings for existing objects.
+        unsafe {
+            let schema = pg_sys::get_namespace_name(self.class().relnamespace);
+            c_string(pg_sys::quote_qualified_identifier(schema, self.class().relname.data.as_ptr()))
+        }
+    }
+
+    /// Its name alone.
+    pub fn bare_name(&self) -> String {
+        // SAFETY: a name is NUL-terminated.
+        unsafe { c_string(self.class().relname.data.as_ptr()) }
+    }
+
+    /// The file that the rows are in: it changes when the table is rewritten.
+    pub fn file(&self) -> pg_sys::Oid {
+        self.class().relfilenode
+    }
+
+    /// The size in blocks right now; 0 for tables without rows of their own.
+    pub fn blocks(&self) -> u32 {
+        if self.kind() != 'r' {
+            return 0;
+        }
+        // SAFETY: a table of kind r has storage.
+        unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+    }
+
+    /// The planner's idea of how many rows there are; `None` before the first ANALYZE.
+    pub fn estimated_rows(&self) -> Option<u64> {
+        let rows = self.class().reltuples;
+        (rows >= 0.0).then_some(rows as u64)
+    }
+
+    /// Looks a column up by name.
+    pub fn attribute(&self, name: &str) -> Option<Attribute> {
+        // SAFETY: the relation is open, and so its tuple descriptor is valid.
+        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att) };
+        descriptor.iter().find(|attribute| !attribute.attisdropped && attribute.name() == name).map(|attribute| {
+            Attribute {
+                number: attribute.attnum,
+                type_oid: attribute.atttypid,
+                typmod: attribute.atttypmod,
+                collation: attribute.attcollation,
+                not_null: attribute.attnotnull,
+                generated: attribute.attgenerated != 0,
+                identity: attribute.attidentity != 0,
+                inherited: attribute.attinhcount > 0,
+            }
+        })
+    }
+
+    /// A column's name.
+    pub fn attribute_name(&self, number: i16) -> Option<String> {
+        // SAFETY: the relation is open, and so its tuple descriptor is valid.
+        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att) };
+        let attribute = descriptor.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
+        Some(attribute.name().to_owned())
+    }
+
+    /// The column's default, evaluated if that takes no more than folding constants: `None` when it cannot be known
+    /// before the row is there.
+    pub fn constant_default(&self, number: i16) -> Option<Value> {
+        // SAFETY: the attribute exists; the planner folds its default expression, if it has one.
+        unsafe {
+            let expression = pg_sys::build_column_default(self.relation, number.into());
+            if expression.is_null() {
+                return Some(Value::NULL);
+            }
+            let planned = pg_sys::expression_planner(expression.cast());
+            if super::tag(planned) != pg_sys::NodeTag::T_Const {
+                return None;
+            }
+            let constant = &*planned.cast::<pg_sys::Const>();
+            Some(Value::from_parts(constant.constvalue, constant.constisnull))
+        }
+    }
+
+    /// Reads the rows in a range of blocks that the active snapshot sees.
+    pub fn scan<E>(&self, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
+        if blocks.is_empty() || self.kind() != 'r' {
+            return Ok(());
+        }
+        // SAFETY: the functions are those of the relation's access method, called as tableam.h does it, through a
+        // boundary that turns errors into unwinding; a scan left by an error is closed by its resource owner.
+        unsafe {
+            let method = &*(*self.relation).rd_tableam;
+            let (Some(begin), Some(set_range), Some(next), Some(end)) =
+                (method.scan_begin, method.scan_set_tidrange, method.scan_getnextslot_tidrange, method.scan_end)
+            else {
+                return Ok(());
+            };
+            let relation = self.relation;
+            let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let flags = pg_sys::ScanOptions::SO_TYPE_TIDRANGESCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+            let scan = pg_guard_ffi_boundary(|| {
+                begin(relation, snapshot, 0, std::ptr::null_mut(), std::ptr::null_mut(), flags)
+            });
+            let mut first = Tid { block: blocks.start, offset: 1 }.pack();
+            let mut last = Tid { block: blocks.end - 1, offset: u16::MAX }.pack();
+            pg_guard_ffi_boundary(|| set_range(scan, &mut first, &mut last));
+            let row = Row { slot, table: PhantomData };
+            let mut result = Ok(());
+            while result.is_ok()
+                && pg_guard_ffi_boundary(|| next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot))
+            {
+                super::lock::check_for_interrupts();
+                result = each(&row);
+            }
+            pg_guard_ffi_boundary(|| end(scan));
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            result
+        }
+    }
+
+    pub(super) fn raw(&self) -> pg_sys::Relation {
+        self.relation
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if !self.borrowed && !std::thread::panicking() {
+            // SAFETY: opened by us; the lock is kept.
+            unsafe { pg_sys::relation_close(self.relation, pg_sys::NoLock as i32) };
+        }
+    }
+}
+
+/// A row of a table, valid until the scan moves on.
+pub struct Row<'t> {
+    pub(super) slot: *mut pg_sys::TupleTableSlot,
+    pub(super) table: PhantomData<&'t Table>,
+}
+
+impl Row<'_> {
+    /// The value of a column, by number.
+    pub fn get(&self, number: i16) -> Value {
+        // SAFETY: the slot holds a row, and `number` is a column of its table; columns are read up to it first.
+        unsafe {
+            let slot = self.slot;
+            if (*slot).tts_nvalid < number {
+                pg_sys::slot_getsomeattrs_int(slot, number.into());
+            }
+            let index = number as usize - 1;
+            Value::from_parts(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
+        }
+    }
+
+    pub fn tid(&self) -> Tid {
+        // SAFETY: the slot holds a row.
+        let tid = unsafe { (*self.slot).tts_tid };
+        Tid { block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), offset: tid.ip_posid }
+    }
+}
+
+/// What became of an attempt to update a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    Done,
+    /// Another transaction has locked or changed it and has not ended.
+    Locked,
+    /// Another transaction has changed or deleted it.
+    Gone,
+}
+
+/// Updates rows of one table as UPDATE does, except that it fires no triggers, applies no rules or policies, and never
+/// waits for a row lock.
+pub struct Writer<'t> {
+    table: &'t Table,
+    state: *mut pg_sys::EState,
+    result: *mut pg_sys::ResultRelInfo,
+    new: *mut pg_sys::TupleTableSlot,
+    locked: *mut pg_sys::TupleTableSlot,
+    columns: Vec<i16>,
+    has_generated: bool,
+    has_checks: bool,
+}
+
+impl<'t> Writer<'t> {
+    /// A writer of some columns of a table that is locked at least ROW EXCLUSIVE.
+    pub fn new(table: &'t Table, columns: Vec<i16>) -> Writer<'t> {
+        // SAFETY: executor state is set up as PostgreSQL's own logical replication worker does it; range table index 0
+        // means that the relation is not part of a query.
+        unsafe {
+            let state = pg_sys::CreateExecutorState();
+            (*state).es_snapshot = pg_sys::GetActiveSnapshot();
+            (*state).es_output_cid = pg_sys::GetCurrentCommandId(true);
+            let size = size_of::<pg_sys::ResultRelInfo>();
+            let result = pg_sys::palloc0(size).cast::<pg_sys::ResultRelInfo>();
+            (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+            pg_sys::InitResultRelInfo(result, table.raw(), 0, std::ptr::null_mut(), 0);
+            pg_sys::ExecOpenIndices(result, false);
+            let descriptor = (*table.raw()).rd_att;
+            let constraints = (*descriptor).constr;
+            let has_generated = !constraints.is_null() && (*constraints).has_generated_stored;
+            Writer {
+                table,
+                state,
+                result,
+                new: pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual),
+                locked: pg_sys::table_slot_create(table.raw(), std::ptr::null_mut()),
+                has_generated,
+                // A CHECK that is NOT VALID and does not concern the columns must not stand in the way.
+                has_checks: !constraints.is_null() && (has_generated || checks_mention(&*constraints, &columns)),
+                columns,
+            }
+        }
+    }
+
+    /// Writes `values`, one per column of the writer, into a row.
+    pub fn write(&mut self, row: &Row<'_>, values: &[Value]) -> Written {
+        // SAFETY: both slots have the table's descriptor, so that arrays of `count` elements can be copied; what the new
+        // row points to is pinned by the old row's slot. Access method functions are called as in `Table::scan`.
+        unsafe {
+            let (old, new) = (row.slot, self.new);
+            let count = (*(*old).tts_tupleDescriptor).natts as usize;
+            pg_sys::slot_getsomeattrs_int(old, count as i32);
+            if let Some(clear) = (*(*new).tts_ops).clear {
+                clear(new);
+            }
+            std::ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, count);
+            std::ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, count);
+            for (number, value) in self.columns.iter().zip(values) {
+                let index = *number as usize - 1;
+                (*(*new).tts_values.add(index), *(*new).tts_isnull.add(index)) = value.parts();
+            }
+            pg_sys::ExecStoreVirtualTuple(new);
+            if self.has_generated {
+                compute_stored_generated(self.result, self.state, new);
+            }
+            if self.has_checks {
+                pg_sys::ExecConstraints(self.result, new, self.state);
+            }
+            let mut tid = (*old).tts_tid;
+            let written = match self.update(&mut tid, false) {
+                pg_sys::TM_Result::TM_BeingModified if self.lock(&mut tid) => self.update(&mut tid, true),
+                result => result,
+            };
+            let per_tuple = (*self.state).es_per_tuple_exprcontext;
+            if !per_tuple.is_null() {
+                pg_sys::MemoryContextReset((*per_tuple).ecxt_per_tuple_memory);
+            }
+            match written {
+                pg_sys::TM_Result::TM_Ok => Written::Done,
+                pg_sys::TM_Result::TM_BeingModified => Written::Locked,
+                _ => Written::Gone,
+            }
+        }
+    }
+
+    /// Locks a row that somebody else holds some lock on, if the two locks go together (as a foreign key's does).
+    unsafe fn lock(&mut self, tid: &mut pg_sys::ItemPointerData) -> bool {
+        // SAFETY: as in `write`.
+        unsafe {
+            let relation = self.table.raw();
+            let Some(lock) = (*(*relation).rd_tableam).tuple_lock else { return false };
+            let (state, slot) = (self.state, self.locked);
+            let mut failure: pg_sys::TM_FailureData = std::mem::zeroed();
+            let result = pg_guard_ffi_boundary(|| {
+                lock(
+                    relation,
+                    tid,
+                    (*state).es_snapshot,
+                    slot,
+                    (*state).es_output_cid,
+                    pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                    pg_sys::LockWaitPolicy::LockWaitSkip,
+                    0,
+                    &mut failure,
+                )
+            });
+            if let Some(clear) = (*(*slot).tts_ops).clear {
+                clear(slot);
+            }
+            result == pg_sys::TM_Result::TM_Ok
+        }
+    }
+
+    unsafe fn update(&mut self, tid: &mut pg_sys::ItemPointerData, wait: bool) -> pg_sys::TM_Result::Type {
+        // SAFETY: as in `write`.
+        unsafe {
+            let relation = self.table.raw();
+            let Some(update) = (*(*relation).rd_tableam).tuple_update else {
+                return pg_sys::TM_Result::TM_Invisible;
+            };
+            let (state, slot) = (self.state, self.new);
+            let mut failure: pg_sys::TM_FailureData = std::mem::zeroed();
+            let mut lock_mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
+            #[cfg(any(feature = "pg14", feature = "pg15"))]
+            let mut indexes = false;
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+            let result = pg_guard_ffi_boundary(|| {
+                update(
+                    relation,
+                    tid,
+                    slot,
+                    (*state).es_output_cid,
+                    (*state).es_snapshot,
+                    std::ptr::null_mut(),
+                    wait,
+                    &mut failure,
+                    &mut lock_mode,
+                    &mut indexes,
+                )
+            });
+            if result == pg_sys::TM_Result::TM_Ok && (*self.result).ri_NumIndices > 0 {
+                self.insert_index_entries(indexes);
+            }
+            result
+        }
+    }
+
+    #[cfg(any(feature = "pg14", feature = "pg15"))]
+    unsafe fn insert_index_entries(&mut self, needed: bool) {
+        if needed {
+            let null = std::ptr::null_mut();
+            // SAFETY: as in `write`; indexes were opened in `new`.
+            unsafe {
+                pg_sys::ExecInsertIndexTuples(
+                    self.result,
+                    self.new,
+                    self.state,
+                    true,
+                    false,
+                    null,
+                    std::ptr::null_mut(),
+                );
+            }
+        }
+    }
+
+    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+    unsafe fn insert_index_entries(&mut self, needed: pg_sys::TU_UpdateIndexes::Type) {
+        if needed != pg_sys::TU_UpdateIndexes::TU_None {
+            // SAFETY: as in `write`; indexes were opened in `new`.
+            unsafe {
+                pg_sys::ExecInsertIndexTuples(
+                    self.result,
+                    self.new,
+                    self.state,
+                    true,
+                    false,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    needed == pg_sys::TU_UpdateIndexes::TU_Summarizing,
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: undoes `new`.
+        unsafe {
+            pg_sys::ExecCloseIndices(self.result);
+            pg_sys::ExecDropSingleTupleTableSlot(self.new);
+            pg_sys::ExecDropSingleTupleTableSlot(self.locked);
+            pg_sys::FreeExecutorState(self.state);
+        }
+    }
+}
+
+/// Whether a CHECK constraint looks at one of the columns, or at the whole row.
+unsafe fn checks_mention(constraints: &pg_sys::TupleConstr, columns: &[i16]) -> bool {
+    // SAFETY: the array has `num_check` elements, each with its expression as text that PostgreSQL wrote.
+    unsafe {
+        (0..constraints.num_check as usize).any(|index| {
+            let check = &*constraints.check.add(index);
+            let mut mentioned: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+            pg_sys::pull_varattnos(pg_sys::stringToNode(check.ccbin).cast(), 1, &mut mentioned);
+            columns.iter().chain([&0]).any(|number| {
+                let member = i32::from(*number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+                pg_sys::bms_is_member(member, mentioned)
+            })
+        })
+    }
+}
+
+/// The columns of the table's primary key, in its order.
+pub fn primary_key(table: &Table) -> Vec<i16> {
+    // SAFETY: the index list is of OIDs of existing indexes; their pg_index row is part of the relation cache entry.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(table.raw());
+        let key = (*table.raw()).rd_pkindex;
+        pg_sys::list_free(list);
+        if key == pg_sys::InvalidOid {
+            return Vec::new();
+        }
+        let index = pg_sys::index_open(key, LockMode::AccessShare.number());
+        let form = &*(*index).rd_index;
+        let columns = form.indkey.values.as_slice(form.indnkeyatts as usize).to_vec();
+        pg_sys::index_close(index, pg_sys::NoLock as i32);
+        columns
+    }
+}
+
+/// The OID of a relation, if it exists.
+pub fn relation_named(schema: &str, name: &str) -> Option<pg_sys::Oid> {
+    let (schema, name) = (std::ffi::CString::new(schema).ok()?, std::ffi::CString::new(name).ok()?);
+    // SAFETY: both strings are NUL-terminated; unknown names give InvalidOid.
+    let oid = unsafe {
+        let namespace = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), namespace)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}

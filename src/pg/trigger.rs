@@ -1,0 +1,128 @@
+//! What a row trigger is called with.
+
+use std::marker::PhantomData;
+
+use pgrx::pg_sys;
+
+use super::table::{Row, Table};
+use super::value::Value;
+use super::{c_string, tag};
+use crate::error::Error;
+
+/// A BEFORE ROW trigger's call for an INSERT or an UPDATE.
+pub struct RowTrigger {
+    data: *mut pg_sys::TriggerData,
+}
+
+impl RowTrigger {
+    /// The call, or an error if the function was called in any other way.
+    pub fn from_call(fcinfo: pg_sys::FunctionCallInfo) -> Result<RowTrigger, Error> {
+        // SAFETY: PostgreSQL passes a valid call info; for a trigger its context is TriggerData.
+        unsafe {
+            let context = (*fcinfo).context;
+            if context.is_null() || tag(context) != pg_sys::NodeTag::T_TriggerData {
+                return Err(Error::NotATrigger);
+            }
+            let data = context.cast::<pg_sys::TriggerData>();
+            let event = (*data).tg_event;
+            let operation = event & pg_sys::TRIGGER_EVENT_OPMASK;
+            let before_row = event & pg_sys::TRIGGER_EVENT_ROW != 0
+                && event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_BEFORE;
+            let handled = operation == pg_sys::TRIGGER_EVENT_INSERT || operation == pg_sys::TRIGGER_EVENT_UPDATE;
+            if !before_row || !handled || (*(*data).tg_trigger).tgnargs != 1 {
+                return Err(Error::NotATrigger);
+            }
+            Ok(RowTrigger { data })
+        }
+    }
+
+    pub fn is_update(&self) -> bool {
+        // SAFETY: valid for the duration of the call, here and below.
+        unsafe { (*self.data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_UPDATE }
+    }
+
+    /// The OID of the trigger.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: see `is_update`.
+        unsafe { (*(*self.data).tg_trigger).tgoid }
+    }
+
+    pub fn relation(&self) -> pg_sys::Oid {
+        // SAFETY: see `is_update`.
+        unsafe { (*(*self.data).tg_relation).rd_id }
+    }
+
+    pub fn table(&self) -> Table {
+        // SAFETY: the relation stays open for the duration of the call.
+        unsafe { Table::borrowed((*self.data).tg_relation) }
+    }
+
+    /// The trigger's one argument.
+    pub fn argument(&self) -> String {
+        // SAFETY: `from_call` has seen that there is one.
+        unsafe { c_string(*(*(*self.data).tg_trigger).tgargs) }
+    }
+
+    /// The row as it is to be written.
+    pub fn new_row(&self) -> Row<'_> {
+        // SAFETY: see `is_update`; the slots hold the rows of the call.
+        let slot = unsafe { if self.is_update() { (*self.data).tg_newslot } else { (*self.data).tg_trigslot } };
+        Row { slot, table: PhantomData }
+    }
+
+    /// For an UPDATE, the row as it was.
+    pub fn old_row(&self) -> Row<'_> {
+        // SAFETY: see `is_update`.
+        Row { slot: unsafe { (*self.data).tg_trigslot }, table: PhantomData }
+    }
+
+    /// What to return to leave the row as it is.
+    pub fn unchanged(&self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self.new_tuple())
+    }
+
+    /// What to return to write `values` into some columns.
+    pub fn changed(&self, columns: &mut [i32], values: &[Value]) -> pg_sys::Datum {
+        let mut datums: Vec<pg_sys::Datum> = values.iter().map(|value| value.parts().0).collect();
+        let mut nulls: Vec<bool> = values.iter().map(|value| value.is_null()).collect();
+        // SAFETY: the three arrays have the same length, and the columns are those of the tuple's relation.
+        unsafe {
+            pg_sys::Datum::from(pg_sys::heap_modify_tuple_by_cols(
+                self.new_tuple(),
+                (*(*self.data).tg_relation).rd_att,
+                columns.len() as i32,
+                columns.as_mut_ptr(),
+                datums.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            ))
+        }
+    }
+
+    fn new_tuple(&self) -> pg_sys::HeapTuple {
+        // SAFETY: see `is_update`.
+        unsafe { if self.is_update() { (*self.data).tg_newtuple } else { (*self.data).tg_trigtuple } }
+    }
+}
+
+/// The SQL function zdd.sync(). Not a `#[pg_extern]`: it runs for every row that is written.
+///
+/// # Safety
+/// Called by PostgreSQL alone.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn zdd_sync(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    match RowTrigger::from_call(fcinfo).and_then(|trigger| crate::sync::fire(&trigger)) {
+        Ok(tuple) => tuple,
+        Err(error) => {
+            pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        }
+    }
+}
+
+/// Tells PostgreSQL how `zdd_sync` is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_zdd_sync() -> &'static pg_sys::Pg_finfo_record {
+    const VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &VERSION_1
+}

@@ -1,0 +1,196 @@
+//! The row trigger that carries each write from the side that it was made on to the other side.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+
+use crate::binding::Binding;
+use crate::error::Error;
+use crate::pg::inval;
+use crate::pg::trigger::RowTrigger;
+use crate::pg::value::Value;
+use crate::rule::state::{self, Action, InsertFacts, Side, UpdateFacts};
+use crate::rule::{Rule, Unmatched};
+
+/// Handles one row. Returns the tuple to write.
+pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
+    let binding = &*cached(trigger)?;
+    if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) }
+}
+
+fn insert(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
+    let row = trigger.new_row();
+    let (source, targets) = (binding.source_of(&row), binding.targets_of(&row));
+    let given = InsertFacts { source: binding.source_side(source), targets: binding.targets_side(&targets) };
+    let conflict = binding.rule.conflict;
+    match state::on_insert(given, conflict, || binding.facts(source, &targets).agree()) {
+        Action::Keep => {
+            if given.source == Side::Given && given.targets == Side::Given {
+                check_kept(binding, trigger, source, &targets)?;
+            }
+            Ok(trigger.unchanged())
+        }
+        Action::Split => split(binding, trigger, source, &targets),
+        Action::Join | Action::FillThenJoin => join(binding, trigger, source, &targets, &targets),
+        Action::Reject => Err(conflict_error(binding, source, &targets)),
+    }
+}
+
+fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
+    let (old, new) = (trigger.old_row(), trigger.new_row());
+    let (source, targets) = (binding.source_of(&new), binding.targets_of(&new));
+    let (old_source, old_targets) = (binding.source_of(&old), binding.targets_of(&old));
+    let changed = UpdateFacts {
+        source_changed: !binding.same_source(old_source, source),
+        targets_changed: !binding.same_targets(&old_targets, &targets),
+    };
+    let old_was_pending = || state::is_pending(&mut binding.facts(old_source, &old_targets));
+    let action = state::on_update(
+        changed,
+        binding.rule.conflict,
+        old_was_pending,
+        || state::is_pending(&mut binding.facts(source, &targets)),
+        || binding.facts(source, &targets).agree(),
+    );
+    match action {
+        Action::Keep => {
+            if changed.source_changed && changed.targets_changed {
+                check_kept(binding, trigger, source, &targets)?;
+            }
+            Ok(trigger.unchanged())
+        }
+        Action::Split => split(binding, trigger, source, &targets),
+        Action::Join if !(changed.source_changed && old_was_pending()) => {
+            join(binding, trigger, source, &targets, &targets)
+        }
+        // The new application saw NULLs where the row had not been split yet: what it left alone is what was there.
+        Action::Join | Action::FillThenJoin => {
+            let before = binding.facts(old_source, &old_targets).into_split();
+            let filled: Vec<Value> = (0..targets.len())
+                .map(|index| {
+                    let column_type = &binding.targets[index].column_type;
+                    let untouched = column_type.same_image(old_targets[index], targets[index]);
+                    if untouched { before[index] } else { targets[index] }
+                })
+                .collect();
+            join(binding, trigger, source, &targets, &filled)
+        }
+        Action::Reject => Err(conflict_error(binding, source, &targets)),
+    }
+}
+
+/// N := f(O).
+fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Result<pg_sys::Datum, Error> {
+    let mut values = Vec::with_capacity(binding.targets.len());
+    let accepted = binding.split(source, &mut values);
+    if !accepted && binding.rule.unmatched == Unmatched::Error {
+        return Err(Error::UnmatchedValue {
+            change: binding.rule.change.clone(),
+            column: binding.rule.source.name.clone(),
+            value: binding.source_text(source),
+        });
+    }
+    if binding.same_targets(targets, &values) {
+        return Ok(trigger.unchanged());
+    }
+    let mut columns: Vec<i32> = binding.targets.iter().map(|target| target.number.into()).collect();
+    Ok(trigger.changed(&mut columns, &values))
+}
+
+/// N := `filled`, O := g(N).
+fn join(
+    binding: &Binding,
+    trigger: &RowTrigger,
+    source: Value,
+    targets: &[Value],
+    filled: &[Value],
+) -> Result<pg_sys::Datum, Error> {
+    check_not_null(binding, trigger, filled)?;
+    let joined = binding.join(filled)?;
+    let same_targets = binding.same_targets(targets, filled);
+    if same_targets && binding.same_source(source, joined) {
+        return Ok(trigger.unchanged());
+    }
+    let (mut columns, mut values) = (vec![binding.source.number.into()], vec![joined]);
+    if !same_targets {
+        columns.extend(binding.targets.iter().map(|target| i32::from(target.number)));
+        values.extend(filled);
+    }
+    Ok(trigger.changed(&mut columns, &values))
+}
+
+/// Both sides were written and belong together. NULLs are as f made them, unless the new side speaks for itself.
+fn check_kept(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Result<(), Error> {
+    use state::Row;
+    if binding.null_violation(targets).is_none() || binding.facts(source, targets).targets_equal_split() {
+        return Ok(());
+    }
+    check_not_null(binding, trigger, targets)
+}
+
+fn check_not_null(binding: &Binding, trigger: &RowTrigger, targets: &[Value]) -> Result<(), Error> {
+    match binding.null_violation(targets) {
+        None => Ok(()),
+        Some(column) => Err(Error::NotNull {
+            change: binding.rule.change.clone(),
+            relation: trigger.table().bare_name(),
+            column: column.to_owned(),
+        }),
+    }
+}
+
+fn conflict_error(binding: &Binding, source: Value, targets: &[Value]) -> Error {
+    Error::Conflict {
+        change: binding.rule.change.clone(),
+        source: format!("{} = {}", binding.rule.source.name, binding.source_text(source)),
+        targets: binding.targets_text(targets),
+    }
+}
+
+struct Plan {
+    relation: pg_sys::Oid,
+    binding: Rc<Binding>,
+    stale: Cell<bool>,
+}
+
+thread_local! {
+    /// The bound rule of each trigger that has fired in this backend. Never dropped: at the end of the process there
+    /// may be no memory contexts left to free.
+    static PLANS: ManuallyDrop<RefCell<HashMap<pg_sys::Oid, Plan>>> =
+        ManuallyDrop::new(RefCell::new(HashMap::new()));
+}
+
+fn cached(trigger: &RowTrigger) -> Result<Rc<Binding>, Error> {
+    let oid = trigger.oid();
+    let known = PLANS.with(|plans| {
+        let plans = plans.borrow();
+        let plan = plans.get(&oid).filter(|plan| !plan.stale.get())?;
+        Some(Rc::clone(&plan.binding))
+    });
+    if let Some(binding) = known {
+        return Ok(binding);
+    }
+    inval::listen(forget);
+    let rule = Rule::from_json(&trigger.argument())?;
+    let binding = Rc::new(Binding::to_table(rule, &trigger.table())?);
+    let plan = Plan { relation: trigger.relation(), binding: Rc::clone(&binding), stale: Cell::new(false) };
+    let replaced = PLANS.with(|plans| plans.borrow_mut().insert(oid, plan));
+    drop(replaced);
+    Ok(binding)
+}
+
+/// Notes that a relation's definition has changed. Its plan may be in use and is replaced when it is needed next.
+fn forget(relation: Option<pg_sys::Oid>) {
+    PLANS.with(|plans| {
+        // Never borrowed while PostgreSQL code runs, which is what calls this.
+        let Ok(plans) = plans.try_borrow() else { return };
+        for plan in plans.values() {
+            if relation.is_none_or(|relation| relation == plan.relation) {
+                plan.stale.set(true);
+            }
+        }
+    });
+}

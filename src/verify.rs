@@ -1,0 +1,294 @@
+//! Looking at every row: how many are in which state, and which are not as they should be.
+
+use std::ops::Range;
+
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
+
+use crate::binding::Binding;
+use crate::catalog::Change;
+use crate::ddl::{as_owner, open};
+use crate::error::Error;
+use crate::pg::lock::{LockMode, tree};
+use crate::pg::memory::Memory;
+use crate::pg::procedure::with_latest_snapshot;
+use crate::pg::table::{Row, Table, Tid, primary_key};
+use crate::pg::value::Value;
+use crate::rule::state::RowState;
+
+/// How many rows are in which state.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub rows: i64,
+    /// Lossy rows included.
+    pub in_sync: i64,
+    pub unmatched: i64,
+    pub pending: i64,
+    pub diverged: i64,
+    pub lossy: i64,
+    /// Rows that are not pending and have NULL in a target that is NOT NULL.
+    pub null_violations: i64,
+}
+
+impl Counts {
+    fn add(&mut self, state: RowState, null_violation: bool) {
+        self.rows += 1;
+        match state {
+            RowState::InSync => self.in_sync += 1,
+            RowState::Lossy => {
+                self.in_sync += 1;
+                self.lossy += 1;
+            }
+            RowState::Unmatched => self.unmatched += 1,
+            RowState::Pending => self.pending += 1,
+            RowState::Diverged => self.diverged += 1,
+        }
+        if null_violation && state != RowState::Pending {
+            self.null_violations += 1;
+        }
+    }
+}
+
+/// The tables of a change that have rows: the table itself, its partitions or children.
+pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    tree(relation)
+        .into_iter()
+        .filter(|member| Table::open(*member, LockMode::AccessShare).is_some_and(|table| table.kind() == 'r'))
+        .collect()
+}
+
+/// Calls `each` with the values of every row in a range of blocks. What it allocates is freed after each row.
+pub fn rows<E>(
+    binding: &Binding,
+    table: &Table,
+    blocks: Range<u32>,
+    mut each: impl FnMut(&Row<'_>, Value, &[Value]) -> Result<(), E>,
+) -> Result<(), E> {
+    let memory = Memory::short_lived();
+    let mut targets = Vec::with_capacity(binding.targets.len());
+    table.scan(blocks, |row| {
+        binding.read_targets(row, &mut targets);
+        let result = memory.enter(|| each(row, binding.source_of(row), &targets));
+        memory.reset();
+        result
+    })
+}
+
+/// Adds the rows of a range of blocks to the counts.
+pub fn count(binding: &Binding, table: &Table, blocks: Range<u32>, counts: &mut Counts) -> Result<(), Error> {
+    rows(binding, table, blocks, |_, source, targets| {
+        counts.add(binding.state(source, targets), binding.null_violation(targets).is_some());
+        Ok(())
+    })
+}
+
+/// Counts all rows as one snapshot sees them.
+pub fn verify(change: &Change) -> Result<Counts, Error> {
+    let mut counts = Counts::default();
+    for relation in tables(change.relation) {
+        let table = open(relation, LockMode::AccessShare)?;
+        let binding = Binding::to_table(change.rule.clone(), &table)?;
+        as_owner(table.owner(), || count(&binding, &table, 0..table.blocks(), &mut counts))?;
+    }
+    Ok(counts)
+}
+
+/// A row that is not as it should be.
+pub struct Mismatch {
+    pub relation: pg_sys::Oid,
+    pub tid: Tid,
+    pub kind: &'static str,
+}
+
+/// Finds up to so many rows that are not plainly in sync.
+fn find(change: &Change, table: &Table, max_rows: usize, found: &mut Vec<Mismatch>) -> Result<(), Error> {
+    struct Enough;
+    let binding = Binding::to_table(change.rule.clone(), table)?;
+    let scan = as_owner(table.owner(), || {
+        rows(&binding, table, 0..table.blocks(), |row, source, targets| {
+            if found.len() >= max_rows {
+                return Err(Enough);
+            }
+            let kind = match binding.state(source, targets) {
+                RowState::Unmatched => "unmatched",
+                RowState::Pending => "pending",
+                RowState::Diverged => "diverged",
+                _ if binding.null_violation(targets).is_some() => "null_violation",
+                RowState::Lossy => "lossy",
+                RowState::InSync => return Ok(()),
+            };
+            found.push(Mismatch { relation: table.oid(), tid: row.tid(), kind });
+            Ok(())
+        })
+    });
+    match scan {
+        Ok(()) | Err(Enough) => Ok(()),
+    }
+}
+
+/// A row of `zdd.mismatches`.
+pub type MismatchRow = (pg_sys::Oid, Option<pgrx::JsonB>, String, Option<String>, Option<pgrx::JsonB>, String);
+
+/// The rows behind the counts.
+pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
+    let mut result = Vec::new();
+    for relation in tables(change.relation) {
+        let table = open(relation, LockMode::AccessShare)?;
+        let mut found = Vec::new();
+        find(change, &table, max_rows - result.len(), &mut found)?;
+        if found.is_empty() {
+            continue;
+        }
+        let object = |names: &[String]| {
+            let pairs: Vec<String> =
+                names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
+            format!("pg_catalog.jsonb_build_object({})", pairs.join(", "))
+        };
+        let key: Vec<String> =
+            primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
+        let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
+        let sql = format!(
+            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1::tid",
+            if key.is_empty() { "null::jsonb".to_owned() } else { object(&key) },
+            quote(&change.rule.source.name),
+            object(&targets),
+            table.name(),
+        );
+        let rows = as_owner(table.owner(), || {
+            Spi::connect(|client| {
+                let args = [pg_sys::PgBuiltInOids::TEXTOID.oid()];
+                let statement = client.prepare(sql.replace("$1::tid", "$1::text::tid").as_str(), &args)?;
+                let mut rows = Vec::new();
+                for mismatch in &found {
+                    for row in client.select(&statement, Some(1), &[mismatch.tid.to_string().into()])? {
+                        rows.push((
+                            mismatch.relation,
+                            row.get(1)?,
+                            mismatch.tid.to_string(),
+                            row.get(2)?,
+                            row.get(3)?,
+                            mismatch.kind.to_owned(),
+                        ));
+                    }
+                }
+                Ok::<_, pgrx::spi::SpiError>(rows)
+            })
+        })?;
+        result.extend(rows);
+    }
+    Ok(result)
+}
+
+/// What a rule would make of the values that are there.
+#[derive(Default)]
+pub struct Preview {
+    pub matched: Kind,
+    pub unmatched: Kind,
+    pub null: Kind,
+    /// These are matched too.
+    pub lossy: Kind,
+}
+
+/// The rows of one kind.
+#[derive(Default)]
+pub struct Kind {
+    pub rows: i64,
+    pub examples: Vec<serde_json::Value>,
+}
+
+impl Kind {
+    fn add(&mut self, example: impl FnOnce() -> serde_json::Value) {
+        const EXAMPLES: usize = 5;
+        self.rows += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example());
+        }
+    }
+}
+
+/// Applies a rule to about `sample_rows` rows, taken evenly from all over the tables.
+pub fn preview(
+    relation: pg_sys::Oid,
+    sample_rows: u64,
+    mut bind: impl FnMut(&Table) -> Result<Binding, Error>,
+) -> Result<Preview, Error> {
+    let mut preview = Preview::default();
+    let tables = tables(relation);
+    let share = sample_rows.div_ceil(tables.len().max(1) as u64);
+    for relation in tables {
+        let table = open(relation, LockMode::AccessShare)?;
+        let binding = bind(&table)?;
+        as_owner(table.owner(), || sample(&binding, &table, share, &mut preview))?;
+    }
+    Ok(preview)
+}
+
+fn sample(binding: &Binding, table: &Table, sample_rows: u64, preview: &mut Preview) -> Result<(), Error> {
+    let memory = Memory::short_lived();
+    let blocks = table.blocks();
+    // Blocks at even distances, enough of them if rows are as many as the planner thinks.
+    let per_block = (table.estimated_rows().unwrap_or(0) / u64::from(blocks.max(1))).max(1);
+    let wanted = sample_rows.div_ceil(per_block).clamp(1, u64::from(blocks.max(1)));
+    let step = (u64::from(blocks) / wanted).max(1) as usize;
+    let mut seen = 0;
+    for block in (0..blocks).step_by(step) {
+        if seen >= sample_rows {
+            break;
+        }
+        table.scan(block..block + 1, |row| {
+            let source = binding.source_of(row);
+            memory.enter(|| preview_value(binding, source, preview));
+            memory.reset();
+            seen += 1;
+            Ok::<_, Error>(())
+        })?;
+    }
+    Ok(())
+}
+
+fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
+    let mut targets = Vec::new();
+    if source.is_null() {
+        return preview.null.add(|| serde_json::Value::Null);
+    }
+    let accepted = binding.split(source, &mut targets);
+    let text = || serde_json::Value::from(binding.source_text(source));
+    let example = |joined: Option<String>| {
+        let mut example = serde_json::Map::new();
+        example.insert(binding.rule.source.name.clone(), text());
+        for ((target, column), value) in binding.rule.targets.iter().zip(&binding.targets).zip(&targets) {
+            let text = column.column_type.decode(value).map(|text| text.into_owned());
+            example.insert(target.name.clone(), text.into());
+        }
+        if let Some(joined) = joined {
+            example.insert("joined".into(), joined.into());
+        }
+        serde_json::Value::Object(example)
+    };
+    if !accepted {
+        return preview.unmatched.add(text);
+    }
+    preview.matched.add(|| example(None));
+    let joined = binding.join_if_possible(&targets);
+    if !joined.is_some_and(|joined| binding.same_source(joined, source)) {
+        preview.lossy.add(|| example(Some(joined.map_or_else(|| "NULL".into(), |joined| binding.source_text(joined)))));
+    }
+}
+
+/// The blocks of a table in pieces that are quick to read.
+pub fn pieces(blocks: u32) -> impl Iterator<Item = Range<u32>> {
+    const PIECE: u32 = 4096;
+    (0..blocks).step_by(PIECE as usize).map(move |start| start..(start + PIECE).min(blocks))
+}
+
+/// Counts the rows of one piece of a table as they are now; the table may be gone.
+pub fn count_piece(
+    change: &Change,
+    relation: pg_sys::Oid,
+    blocks: Range<u32>,
+    counts: &mut Counts,
+) -> Result<(), Error> {
+    let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+    let binding = Binding::to_table(change.rule.clone(), &table)?;
+    as_owner(table.owner(), || with_latest_snapshot(|| count(&binding, &table, blocks, counts)))
+}
