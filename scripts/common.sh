@@ -11,8 +11,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pgrx_version=0.18.1
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 export PATH="$CARGO_TARGET_DIR/tools/bin:$PATH"
-# What cargo-pgrx passes when it builds an extension. Passed always, nothing is built a second time because of it.
-if [ "$(uname)" = Linux ]; then export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-Wl,--no-gc-sections"; fi
 
 say() { printf '\033[1m== %s\033[0m\n' "$*"; }
 fail() {

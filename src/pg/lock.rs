@@ -11,8 +11,6 @@ pub enum LockMode {
     AccessShare,
     /// As UPDATE takes it.
     RowExclusive,
-    /// As VALIDATE CONSTRAINT takes it: reads and writes go on.
-    ShareUpdateExclusive,
     /// As DROP COLUMN takes it: nothing goes on.
     AccessExclusive,
 }
@@ -22,7 +20,6 @@ impl LockMode {
         (match self {
             Self::AccessShare => pg_sys::AccessShareLock,
             Self::RowExclusive => pg_sys::RowExclusiveLock,
-            Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
             Self::AccessExclusive => pg_sys::AccessExclusiveLock,
         }) as pg_sys::LOCKMODE
     }
