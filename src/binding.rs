@@ -1,5 +1,9 @@
 //! A rule bound to the columns of a table: f and g over the values of rows, and the facts that decide a row's state.
 
+use std::cell::RefCell;
+
+use smallvec::SmallVec;
+
 use crate::error::Error;
 use crate::pg::expr::Expressions;
 use crate::pg::memory::Memory;
@@ -7,7 +11,8 @@ use crate::pg::security::{Confinement, as_role};
 use crate::pg::subxact::catch;
 use crate::pg::table::{Row, Table};
 use crate::pg::types::ColumnType;
-use crate::pg::value::Value;
+use crate::pg::value::{Value, Values};
+use crate::rule::split::Parts;
 use crate::rule::state::{self, RowState, Side};
 use crate::rule::{Join, Joiner, Rule, Split, Splitter, Unmatched};
 use pgrx::pg_sys::Oid;
@@ -31,6 +36,8 @@ pub struct Binding {
     /// Whose rights SQL expressions and domains are evaluated with.
     owner: Oid,
     source_has_constraints: bool,
+    /// Where texts are joined, kept so that joining allocates nothing.
+    buffer: RefCell<String>,
     /// Holds the defaults.
     _memory: Memory,
 }
@@ -132,7 +139,17 @@ impl Binding {
             (None, _) => return Err(Error::NoJoinRule),
         };
         let source_has_constraints = source.column_type.has_domain_constraints();
-        Ok(Binding { rule, source, targets, splitter, joiner, owner, source_has_constraints, _memory: memory })
+        Ok(Binding {
+            rule,
+            source,
+            targets,
+            splitter,
+            joiner,
+            owner,
+            source_has_constraints,
+            buffer: RefCell::default(),
+            _memory: memory,
+        })
     }
 
     /// The join template, if there is one.
@@ -145,7 +162,7 @@ impl Binding {
 
     /// f: puts one value per target into `targets`. Returns whether the rule accepts the source, the policy `whole`
     /// applied; if not, they are all NULL.
-    pub fn split(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+    pub fn split(&self, source: Value, targets: &mut Values) -> bool {
         let accepted = source.is_null() || {
             let fits = self.source.column_type.text_length(source) <= self.rule.max_source_length;
             fits && self.split_value(source, targets)
@@ -158,12 +175,12 @@ impl Binding {
         accepted
     }
 
-    fn split_value(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+    fn split_value(&self, source: Value, targets: &mut Values) -> bool {
         targets.clear();
         match &self.splitter {
             Splitting::Text(splitter) => {
                 let Some(text) = self.source.column_type.decode(&source) else { return false };
-                let mut parts = Vec::with_capacity(self.targets.len());
+                let mut parts = Parts::new();
                 splitter.split(&text, &mut parts)
                     && parts.iter().zip(&self.targets).all(|(part, target)| {
                         let value = match part {
@@ -186,7 +203,7 @@ impl Binding {
     }
 
     /// The whole source in the first target.
-    fn whole(&self, source: Value, targets: &mut Vec<Value>) -> bool {
+    fn whole(&self, source: Value, targets: &mut Values) -> bool {
         let text = self.source.column_type.decode(&source);
         let first = text.and_then(|text| self.targets.first()?.column_type.encode(&text));
         targets.clear();
@@ -199,17 +216,17 @@ impl Binding {
     pub fn join(&self, targets: &[Value]) -> Result<Value, Error> {
         let source = match &self.joiner {
             Joining::Text(joiner) => {
-                let texts: Vec<_> =
+                let texts: SmallVec<[_; 4]> =
                     targets.iter().zip(&self.targets).map(|(value, target)| target.column_type.decode(value)).collect();
-                let texts: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
-                let mut buffer = String::new();
+                let texts: SmallVec<[Option<&str>; 4]> = texts.iter().map(Option::as_deref).collect();
+                let mut buffer = self.buffer.borrow_mut();
                 match joiner.join(&texts, &mut buffer) {
                     None => Value::NULL,
                     Some(text) => self.source.column_type.encode(text).ok_or_else(|| self.does_not_fit(text))?,
                 }
             }
             Joining::Sql(expressions) => {
-                let mut result = Vec::with_capacity(1);
+                let mut result = Values::new();
                 self.as_owner(|| expressions.evaluate(targets, &mut result));
                 result.first().copied().unwrap_or(Value::NULL)
             }
@@ -252,12 +269,12 @@ impl Binding {
     }
 
     /// Reads the targets of a row.
-    pub fn targets_of(&self, row: &Row<'_>) -> Vec<Value> {
+    pub fn targets_of(&self, row: &Row<'_>) -> Values {
         self.targets.iter().map(|target| row.get(target.number)).collect()
     }
 
     /// Reads the targets of a row into a buffer.
-    pub fn read_targets(&self, row: &Row<'_>, targets: &mut Vec<Value>) {
+    pub fn read_targets(&self, row: &Row<'_>, targets: &mut Values) {
         targets.clear();
         targets.extend(self.targets.iter().map(|target| row.get(target.number)));
     }
@@ -287,7 +304,7 @@ impl Binding {
         if targets.iter().all(|value| value.is_null()) {
             return Side::Null;
         }
-        let defaults: Option<Vec<Value>> = self.targets.iter().map(|target| target.default).collect();
+        let defaults: Option<Values> = self.targets.iter().map(|target| target.default).collect();
         match defaults {
             Some(defaults) if self.same_targets(targets, &defaults) => Side::Default,
             _ => Side::Given,
@@ -341,21 +358,21 @@ pub struct Facts<'v> {
     binding: &'v Binding,
     source: Value,
     targets: &'v [Value],
-    split: Option<(bool, Vec<Value>)>,
+    split: Option<(bool, Values)>,
 }
 
 impl Facts<'_> {
-    fn split(&mut self) -> &(bool, Vec<Value>) {
+    fn split(&mut self) -> &(bool, Values) {
         let (binding, source) = (self.binding, self.source);
         self.split.get_or_insert_with(|| {
-            let mut targets = Vec::with_capacity(binding.targets.len());
+            let mut targets = Values::new();
             let accepted = binding.split(source, &mut targets);
             (accepted, targets)
         })
     }
 
     /// f(O), once it is known that f accepts O.
-    pub fn into_split(mut self) -> Vec<Value> {
+    pub fn into_split(mut self) -> Values {
         self.split();
         self.split.map(|(_, targets)| targets).unwrap_or_default()
     }
@@ -363,7 +380,7 @@ impl Facts<'_> {
     /// N = f(O) or O = g(N).
     pub fn agree(&mut self) -> bool {
         use state::Row;
-        (self.split_accepts() && self.targets_equal_split()) || self.source_equals_join()
+        self.source_equals_join() || (self.split_accepts() && self.targets_equal_split())
     }
 }
 
@@ -392,6 +409,9 @@ impl state::Row for Facts<'_> {
     /// Also when the row has nothing but defaults: nobody has said what they mean to the other side.
     fn source_equals_join(&mut self) -> bool {
         let (binding, source, targets) = (self.binding, self.source, self.targets);
+        if matches!(binding.joiner, Joining::Text(_)) && self.targets_all_null() {
+            return source.is_null();
+        }
         binding.join_if_possible(targets).is_some_and(|joined| binding.same_source(joined, source))
             || (binding.source_side(source) != Side::Given && binding.targets_side(targets) == Side::Default)
     }

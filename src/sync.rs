@@ -11,13 +11,14 @@ use crate::binding::Binding;
 use crate::error::Error;
 use crate::pg::inval;
 use crate::pg::trigger::RowTrigger;
-use crate::pg::value::Value;
+use crate::pg::value::{Value, Values};
 use crate::rule::state::{self, Action, InsertFacts, Side, UpdateFacts};
 use crate::rule::{Rule, Unmatched};
 
 /// Handles one row. Returns the tuple to write.
 pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
-    let binding = &*cached(trigger)?;
+    let plan = cached(trigger)?;
+    let binding = &plan.binding;
     if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) }
 }
 
@@ -69,7 +70,7 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
         // The new application saw NULLs where the row had not been split yet: what it left alone is what was there.
         Action::Join | Action::FillThenJoin => {
             let before = binding.facts(old_source, &old_targets).into_split();
-            let filled: Vec<Value> = (0..targets.len())
+            let filled: Values = (0..targets.len())
                 .map(|index| {
                     let column_type = &binding.targets[index].column_type;
                     let untouched = column_type.same_image(old_targets[index], targets[index]);
@@ -84,7 +85,7 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
 
 /// N := f(O).
 fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Result<pg_sys::Datum, Error> {
-    let mut values = Vec::with_capacity(binding.targets.len());
+    let mut values = Values::new();
     let accepted = binding.split(source, &mut values);
     if !accepted && binding.rule.unmatched == Unmatched::Error {
         return Err(Error::UnmatchedValue {
@@ -96,8 +97,8 @@ fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Valu
     if binding.same_targets(targets, &values) {
         return Ok(trigger.unchanged());
     }
-    let mut columns: Vec<i32> = binding.targets.iter().map(|target| target.number.into()).collect();
-    Ok(trigger.changed(&mut columns, &values))
+    let columns = binding.targets.iter().map(|target| target.number);
+    Ok(trigger.changed(columns.zip(values)))
 }
 
 /// N := `filled`, O := g(N).
@@ -114,12 +115,9 @@ fn join(
     if same_targets && binding.same_source(source, joined) {
         return Ok(trigger.unchanged());
     }
-    let (mut columns, mut values) = (vec![binding.source.number.into()], vec![joined]);
-    if !same_targets {
-        columns.extend(binding.targets.iter().map(|target| i32::from(target.number)));
-        values.extend(filled);
-    }
-    Ok(trigger.changed(&mut columns, &values))
+    let columns = binding.targets.iter().map(|target| target.number);
+    let source = (binding.source.number, joined);
+    Ok(trigger.changed(columns.zip(filled.iter().copied()).chain([source])))
 }
 
 /// Both sides were written and belong together. NULLs are as f made them, unless the new side speaks for itself.
@@ -151,35 +149,45 @@ fn conflict_error(binding: &Binding, source: Value, targets: &[Value]) -> Error 
 }
 
 struct Plan {
+    trigger: pg_sys::Oid,
     relation: pg_sys::Oid,
-    binding: Rc<Binding>,
+    binding: Binding,
     stale: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Plans {
+    by_trigger: HashMap<pg_sys::Oid, Rc<Plan>>,
+    /// The one that was used last: most rows come in a row.
+    last: Option<Rc<Plan>>,
 }
 
 thread_local! {
     /// The bound rule of each trigger that has fired in this backend. Never dropped: at the end of the process there
     /// may be no memory contexts left to free.
-    static PLANS: ManuallyDrop<RefCell<HashMap<pg_sys::Oid, Plan>>> =
-        ManuallyDrop::new(RefCell::new(HashMap::new()));
+    static PLANS: ManuallyDrop<RefCell<Plans>> = ManuallyDrop::new(RefCell::default());
 }
 
-fn cached(trigger: &RowTrigger) -> Result<Rc<Binding>, Error> {
+fn cached(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
     let oid = trigger.oid();
     let known = PLANS.with(|plans| {
-        let plans = plans.borrow();
-        let plan = plans.get(&oid).filter(|plan| !plan.stale.get())?;
-        Some(Rc::clone(&plan.binding))
+        let plans = &mut *plans.borrow_mut();
+        if let Some(last) = plans.last.as_ref().filter(|plan| plan.trigger == oid && !plan.stale.get()) {
+            return Some(Rc::clone(last));
+        }
+        plans.last = plans.by_trigger.get(&oid).filter(|plan| !plan.stale.get()).cloned();
+        plans.last.clone()
     });
-    if let Some(binding) = known {
-        return Ok(binding);
+    if let Some(plan) = known {
+        return Ok(plan);
     }
     inval::listen(forget);
     let rule = Rule::from_json(&trigger.argument())?;
-    let binding = Rc::new(Binding::to_table(rule, &trigger.table())?);
-    let plan = Plan { relation: trigger.relation(), binding: Rc::clone(&binding), stale: Cell::new(false) };
-    let replaced = PLANS.with(|plans| plans.borrow_mut().insert(oid, plan));
+    let binding = Binding::to_table(rule, &trigger.table())?;
+    let plan = Rc::new(Plan { trigger: oid, relation: trigger.relation(), binding, stale: Cell::new(false) });
+    let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
     drop(replaced);
-    Ok(binding)
+    Ok(plan)
 }
 
 /// Notes that a relation's definition has changed. Its plan may be in use and is replaced when it is needed next.
@@ -187,7 +195,7 @@ fn forget(relation: Option<pg_sys::Oid>) {
     PLANS.with(|plans| {
         // Never borrowed while PostgreSQL code runs, which is what calls this.
         let Ok(plans) = plans.try_borrow() else { return };
-        for plan in plans.values() {
+        for plan in plans.by_trigger.values() {
             if relation.is_none_or(|relation| relation == plan.relation) {
                 plan.stale.set(true);
             }

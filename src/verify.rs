@@ -13,7 +13,7 @@ use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
 use crate::pg::procedure::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
-use crate::pg::value::Value;
+use crate::pg::value::{Value, Values};
 use crate::rule::state::RowState;
 
 /// How many rows are in which state.
@@ -57,19 +57,26 @@ pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
         .collect()
 }
 
-/// Calls `each` with the values of every row in a range of blocks. What it allocates is freed after each row.
+/// Calls `each` with the values of every row in a range of blocks. What it allocates is freed after a few
+/// rows.
 pub fn rows<E>(
     binding: &Binding,
     table: &Table,
     blocks: Range<u32>,
     mut each: impl FnMut(&Row<'_>, Value, &[Value]) -> Result<(), E>,
 ) -> Result<(), E> {
+    // Freeing costs as much as looking at a row.
+    const ROWS_PER_RESET: u32 = 64;
     let memory = Memory::short_lived();
-    let mut targets = Vec::with_capacity(binding.targets.len());
+    let (mut targets, mut since_reset) = (Values::new(), 0);
     table.scan(blocks, |row| {
         binding.read_targets(row, &mut targets);
         let result = memory.enter(|| each(row, binding.source_of(row), &targets));
-        memory.reset();
+        since_reset += 1;
+        if since_reset == ROWS_PER_RESET {
+            since_reset = 0;
+            memory.reset();
+        }
         result
     })
 }
@@ -247,7 +254,7 @@ fn sample(binding: &Binding, table: &Table, sample_rows: u64, preview: &mut Prev
 }
 
 fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
-    let mut targets = Vec::new();
+    let mut targets = Values::new();
     if source.is_null() {
         return preview.null.add(|| serde_json::Value::Null);
     }

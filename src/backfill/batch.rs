@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use smallvec::smallvec;
+
 use pgrx::spi::{Spi, quote_identifier as quote};
 
 use crate::binding::Binding;
@@ -10,7 +12,7 @@ use crate::ddl::as_owner;
 use crate::error::Error;
 use crate::pg::procedure::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
-use crate::pg::value::Value;
+use crate::pg::value::{Value, Values};
 use crate::rule::state::{RowState, is_pending};
 use crate::verify::rows;
 
@@ -83,7 +85,7 @@ impl Outcome {
 }
 
 /// What to write into a row, if anything.
-fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Option<Vec<Value>> {
+fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Option<Values> {
     match task {
         Task::Split | Task::SplitFiringTriggers => {
             let mut facts = binding.facts(source, targets);
@@ -93,7 +95,7 @@ fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Op
             Some(binding.facts(source, targets).into_split())
         }
         Task::NewWins if binding.state(source, targets) == RowState::Diverged => {
-            binding.join_if_possible(targets).map(|source| vec![source])
+            binding.join_if_possible(targets).map(|source| smallvec![source])
         }
         Task::OldWins | Task::NewWins => None,
     }

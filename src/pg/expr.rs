@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use super::memory::Memory;
 use super::parse::{c_text, expression};
 use super::types::ColumnType;
-use super::value::Value;
+use super::value::{Value, Values};
 use super::{list_of, tag};
 use crate::error::Error;
 
@@ -61,7 +61,7 @@ impl Expressions {
     }
 
     /// Evaluates all of them for one row, in the current memory context. PostgreSQL's errors pass through.
-    pub fn evaluate(&self, inputs: &[Value], outputs: &mut Vec<Value>) {
+    pub fn evaluate(&self, inputs: &[Value], outputs: &mut Values) {
         outputs.clear();
         // SAFETY: the slot has `inputs` columns, all of which are set; the states were built for it in this
         // transaction; evaluation functions are called through a boundary that turns errors into unwinding.

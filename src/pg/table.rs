@@ -253,6 +253,17 @@ impl Row<'_> {
         }
     }
 
+    /// Reads all columns, so that the slot's arrays are complete.
+    pub(super) fn read_all(&self) {
+        // SAFETY: the slot holds a row.
+        unsafe {
+            let count = (*(*self.slot).tts_tupleDescriptor).natts;
+            if i32::from((*self.slot).tts_nvalid) < count {
+                pg_sys::slot_getsomeattrs_int(self.slot, count);
+            }
+        }
+    }
+
     pub fn tid(&self) -> Tid {
         // SAFETY: the slot holds a row.
         let tid = unsafe { (*self.slot).tts_tid };
@@ -321,7 +332,7 @@ impl<'t> Writer<'t> {
         unsafe {
             let (old, new) = (row.slot, self.new);
             let count = (*(*old).tts_tupleDescriptor).natts as usize;
-            pg_sys::slot_getsomeattrs_int(old, count as i32);
+            row.read_all();
             if let Some(clear) = (*(*new).tts_ops).clear {
                 clear(new);
             }

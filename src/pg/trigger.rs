@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use pgrx::pg_sys;
+use smallvec::SmallVec;
 
 use super::table::{Row, Table};
 use super::value::Value;
@@ -81,20 +82,29 @@ impl RowTrigger {
         pg_sys::Datum::from(self.new_tuple())
     }
 
-    /// What to return to write `values` into some columns.
-    pub fn changed(&self, columns: &mut [i32], values: &[Value]) -> pg_sys::Datum {
-        let mut datums: Vec<pg_sys::Datum> = values.iter().map(|value| value.parts().0).collect();
-        let mut nulls: Vec<bool> = values.iter().map(|value| value.is_null()).collect();
-        // SAFETY: the three arrays have the same length, and the columns are those of the tuple's relation.
+    /// What to return to write values into some columns.
+    pub fn changed(&self, columns: impl Iterator<Item = (i16, Value)>) -> pg_sys::Datum {
+        let row = self.new_row();
+        // SAFETY: the slot has as many values as its descriptor has columns once they are all read; the old tuple gives
+        // the new one its identity, as heap_modify_tuple does it.
         unsafe {
-            pg_sys::Datum::from(pg_sys::heap_modify_tuple_by_cols(
-                self.new_tuple(),
-                (*(*self.data).tg_relation).rd_att,
-                columns.len() as i32,
-                columns.as_mut_ptr(),
-                datums.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            ))
+            let descriptor = (*row.slot).tts_tupleDescriptor;
+            let count = (*descriptor).natts as usize;
+            row.read_all();
+            let mut values =
+                SmallVec::<[pg_sys::Datum; 32]>::from_slice(std::slice::from_raw_parts((*row.slot).tts_values, count));
+            let mut nulls =
+                SmallVec::<[bool; 32]>::from_slice(std::slice::from_raw_parts((*row.slot).tts_isnull, count));
+            for (number, value) in columns {
+                let index = number as usize - 1;
+                (values[index], nulls[index]) = value.parts();
+            }
+            let old = self.new_tuple();
+            let new = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            (*(*new).t_data).t_ctid = (*(*old).t_data).t_ctid;
+            (*new).t_self = (*old).t_self;
+            (*new).t_tableOid = (*old).t_tableOid;
+            pg_sys::Datum::from(new)
         }
     }
 

@@ -1,6 +1,10 @@
 //! Values of columns.
 
 use pgrx::pg_sys;
+use smallvec::SmallVec;
+
+/// The values of one side of a row: rarely more than a few, so they do not go to the heap.
+pub type Values = SmallVec<[Value; 4]>;
 
 /// A column's value or NULL. It points into the memory of the row or the memory context that it came from, and is of
 /// the type of the column that it was read from or encoded for: only `pg` makes and unwraps values.

@@ -2,12 +2,17 @@
 
 use std::cell::RefCell;
 
+use smallvec::SmallVec;
+
 use regex::{CaptureLocations, Regex, RegexBuilder};
 
 use super::{RuleError, Split, Target, names};
 
 /// The most memory that a compiled regex may take.
 const REGEX_SIZE_LIMIT: usize = 4 << 20;
+
+/// The parts of a source, one per target.
+pub type Parts<'a> = SmallVec<[Option<&'a str>; 4]>;
 
 /// A compiled split rule.
 #[derive(Debug)]
@@ -50,7 +55,7 @@ impl Splitter {
     ///
     /// A group that takes no part in the match gives NULL, one that matches nothing the empty string. A delimiter
     /// accepts everything: targets for which there is no part are NULL.
-    pub fn split<'a>(&self, source: &'a str, parts: &mut Vec<Option<&'a str>>) -> bool {
+    pub fn split<'a>(&self, source: &'a str, parts: &mut Parts<'a>) -> bool {
         parts.clear();
         match &self.0 {
             Kind::Regex { regex, groups, locations } => {
@@ -124,8 +129,8 @@ mod tests {
 
     /// The parts, or `None` if the source is not accepted.
     fn parts<'a>(splitter: &Splitter, source: &'a str) -> Option<Vec<Option<&'a str>>> {
-        let mut parts = vec![Some("left over")];
-        splitter.split(source, &mut parts).then_some(parts)
+        let mut parts = Parts::from_iter([Some("left over")]);
+        splitter.split(source, &mut parts).then(|| parts.to_vec())
     }
 
     #[test]
@@ -196,7 +201,7 @@ mod tests {
         #[test]
         fn regex_never_panics(text in "(\\(\\?<a>|[()\\[\\]{}*+?|^$.\\\\a-z0-9,]){0,20}", source in ".*") {
             if let Ok(Some(splitter)) = Splitter::new(&Split::Regex(text), &targets(&["a"])) {
-                let mut parts = Vec::new();
+                let mut parts = Parts::new();
                 if splitter.split(&source, &mut parts) {
                     prop_assert_eq!(parts.len(), 1);
                 }

@@ -39,14 +39,16 @@ pub fn classify(row: &mut impl Row) -> RowState {
     if row.source_is_null() && row.targets_all_null() {
         return RowState::InSync;
     }
+    // Joining is much cheaper than splitting, and tells all there is to know about most rows.
+    if row.source_equals_join() {
+        return RowState::InSync;
+    }
     let accepted = row.split_accepts();
-    let split = accepted && row.targets_equal_split();
-    match (split, row.source_equals_join()) {
-        (_, true) => RowState::InSync,
-        (true, false) => RowState::Lossy,
-        (false, false) if !row.targets_all_null() => RowState::Diverged,
-        (false, false) if accepted => RowState::Pending,
-        (false, false) => RowState::Unmatched,
+    match accepted && row.targets_equal_split() {
+        true => RowState::Lossy,
+        false if !row.targets_all_null() => RowState::Diverged,
+        false if accepted => RowState::Pending,
+        false => RowState::Unmatched,
     }
 }
 
