@@ -81,6 +81,12 @@ create table zdd.backfill (
 );
 comment on table zdd.backfill is 'What a backfill waits for and what went wrong last.';
 
+-- A restore brings changes back before their triggers. Only when all is there does the guard take over again.
+create table zdd.guarded (
+    change_id bigint primary key
+);
+comment on table zdd.guarded is 'The changes that the guard watches over.';
+
 select pg_catalog.pg_extension_config_dump('zdd.change', '');
 select pg_catalog.pg_extension_config_dump('zdd.change_id_seq', '');
 select pg_catalog.pg_extension_config_dump('zdd.event', '');

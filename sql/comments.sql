@@ -1,4 +1,48 @@
--- What \df+ shows. Units, defaults, errors and locks of each function; docs/reference.md has the rest.
+-- What \df+ shows: units, defaults, errors and locks of each function. docs/reference.md has the rest.
+
+comment on schema zdd is 'pg_zdd: zero-downtime column splits';
 
 comment on function zdd.split_column(regclass, name, text, text, text, text[], text, text, text, text, text[], text) is
-'Begins a change: adds the new columns beside the old one and keeps both in sync from then on. Returns the change''s name, by default table.column. Exactly one of regex, delimiter, split_sql; join or join_sql (with delimiter optional). unmatched: null, whole or error; conflict: new, old or error. Locks the table ACCESS EXCLUSIVE for catalog updates, waiting at most zdd.lock_timeout at a time, for zdd.lock_patience in all (SQLSTATE 55P03 after that).';
+'Begins a change: adds the new columns beside the old one, keeps both in sync from then on, and returns the name of the change (by default table.column).
+columns: definitions as in CREATE TABLE (type, COLLATE, NOT NULL, DEFAULT). One of regex (named groups are the new columns), delimiter, split_sql (an SQL expression per new column, over the old one). One of join (template: {column}, [section left out when a column in it is NULL], \ escapes), join_sql; with delimiter it may be left out.
+unmatched: what becomes of a value that the rule does not accept: null (default), whole (into the first column), error. conflict: who wins when one statement writes both sides and they disagree: new (default), old, error.
+Locks: ACCESS EXCLUSIVE for catalog updates, tried for zdd.lock_timeout at a time, for zdd.lock_patience in all.
+Errors: 55P03 lock not available, 42501 not the owner, 42703 no such column, 42701 a column exists, 55006 column in another change, 2201B invalid regex, 22023 invalid rule, 0A000 not supported.';
+
+comment on function zdd.preview_split(regclass, name, text, text, text, text[], text, text, text, integer) is
+'Applies a rule to about sample_rows rows (default 10000), taken evenly from all over the table, and changes nothing. Gives rows, share and up to five examples of each kind: matched, unmatched, null, and lossy (matched, but the new columns joined are not the old value again). Locks: ACCESS SHARE. Errors: as split_column.';
+
+comment on procedure zdd.backfill(text, boolean) is
+'Splits the rows that were there before the change, in transactions of about batch_target (default 50 ms), and moves the change to expanded when a look at every row finds nothing left. Prints its progress once a second. After an interruption the next call goes on where it stopped; several sessions may call it at once. Never overwrites what an application wrote and never waits for a row lock: locked rows are come back to.
+fire_triggers (default false): fire the triggers of the table for the rows that are split.
+Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner.';
+
+comment on function zdd.verify(text) is
+'Looks at every row and counts: rows, in_sync (lossy included), unmatched (the rule does not accept the old value), pending (not split yet), diverged (the sides belong together in neither direction), lossy (the new columns joined would not give the old value), null_violations (NULL in a new column that is NOT NULL, pending rows left out). Locks: ACCESS SHARE. Errors: 42704 no such change, 42501 not the owner.';
+
+comment on function zdd.mismatches(text, integer) is
+'The rows behind the numbers of zdd.verify: up to max_rows (default 100) rows that are unmatched, pending, diverged, lossy or violate NOT NULL, with their primary key. Locks: ACCESS SHARE. Errors: as verify.';
+
+comment on procedure zdd.repair(text, text) is
+'Settles diverged rows by one side, in small transactions. winner: new or old. Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner, 22023 invalid winner.';
+
+comment on function zdd.alter_change(text, text, text, interval, integer) is
+'Changes what is not NULL: the policies unmatched and conflict; batch_target, the time that the work of a batch should take (1 ms to 10 s, default 50 ms); max_rows_per_second of the backfill (0 for no limit). A running backfill follows with its next batch. Returns the name of the change. Locks: policies take ACCESS EXCLUSIVE as split_column does. Errors: 42704 no such change, 42501 not the owner, 22023 invalid value, 55000 unmatched => whole after expanding.';
+
+comment on function zdd.fence(text) is
+'Rehearses the contract: renames the old column out of the reach of applications; dual writes go on, views and indexes follow. Returns the phase. zdd.unfence takes it back at once. Locks: ACCESS EXCLUSIVE as split_column does. Errors: 55000 wrong phase, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
+
+comment on function zdd.unfence(text) is
+'Gives a fenced column its name back. Returns the phase. Locks and errors: as fence.';
+
+comment on procedure zdd.contract(text, boolean, boolean) is
+'Drops the old column, sets NOT NULL where it was asked for, and removes the trigger. From expanded it passes through a fence of its own, which it takes back when it refuses.
+accept_unmatched (default false): the values of unmatched rows may be lost. force (default false): do not wait until nobody has used the old column for zdd.quiet_period.
+Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync or unmatched; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
+
+comment on function zdd.rollback(text) is
+'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
+
+comment on function zdd._mismatches(text, integer) is 'Behind zdd.mismatches.';
+comment on function zdd._check_guard(oid[]) is 'Behind zdd.guard: an error if DDL on these relations, or any if NULL, has broken a change.';
+comment on function zdd._check_move(text, text, text) is 'Behind zdd.check_phase: an error if the move does not exist.';

@@ -62,9 +62,10 @@ fn split_column(
     let rule = draft.rule(&table, change, conflict)?;
     // Everything about the rule that can be wrong is found before anything is locked.
     draft.bind(rule.clone(), &table)?;
+    let name = table.name();
     drop(table);
     let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
-    check_indexes(&indexes, &rule)?;
+    check_indexes(&indexes, &rule, &name)?;
     let change = rule.change.clone();
     ddl::expand(&Request { relation: draft.relation, rule, columns: draft.columns, indexes })?;
     Ok(change)
@@ -441,15 +442,18 @@ impl Draft {
     }
 }
 
-/// An index is a target, or several with commas.
-fn check_indexes(indexes: &[String], rule: &Rule) -> Result<(), Error> {
+/// Indexes are built CONCURRENTLY, which a function or procedure cannot do.
+fn check_indexes(indexes: &[String], rule: &Rule, table: &str) -> Result<(), Error> {
     let names = || rule.targets.iter().map(|target| target.name.clone());
     for column in indexes.iter().flat_map(|index| index.split(',')).map(str::trim) {
         if !names().any(|name| name == column) {
             return Err(Error::UnknownIndexColumn { column: column.to_owned(), targets: names().collect() });
         }
     }
-    Ok(())
+    match indexes {
+        [] => Ok(()),
+        _ => Err(Error::IndexesNotBuilt { table: table.to_owned(), indexes: indexes.to_vec() }),
+    }
 }
 
 /// The table, if the caller may act for its owner.

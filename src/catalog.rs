@@ -123,7 +123,18 @@ pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Resul
         &[change.id.into(), to.as_str().into(), to.is_final().into()],
     )?;
     record(change.id, &change.name, to.as_str(), detail)?;
-    if to.is_final() { forget_backfill(change.id) } else { Ok(()) }
+    if to.is_final() { forget_work(change.id) } else { Ok(()) }
+}
+
+/// Whether the guard watches over the change.
+pub fn is_guarded(id: i64) -> Result<bool, Error> {
+    let sql = "select 1 from zdd.guarded where change_id = $1";
+    Ok(!read(sql, &[id.into()], |row| get::<i32>(row, 1))?.is_empty())
+}
+
+/// Makes the guard watch over the change.
+pub fn set_guarded(id: i64) -> Result<(), Error> {
+    execute("insert into zdd.guarded (change_id) values ($1) on conflict do nothing", &[id.into()])
 }
 
 /// Writes down that the rule has changed.
@@ -223,9 +234,9 @@ pub fn restart_lanes(id: i64) -> Result<(), Error> {
     execute("update zdd.lane set next_block = first_block where change_id = $1", &[id.into()])
 }
 
-/// Forgets everything about a backfill.
-pub fn forget_backfill(id: i64) -> Result<(), Error> {
-    for table in ["skipped", "lane", "backfill"] {
+/// Forgets what is only needed while a change is active.
+pub fn forget_work(id: i64) -> Result<(), Error> {
+    for table in ["skipped", "lane", "backfill", "guarded"] {
         execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
     }
     Ok(())

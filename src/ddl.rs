@@ -233,6 +233,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let binding = Binding::to_table(request.rule.clone(), &table)?;
     notices(&binding, &table);
     let id = catalog::insert(&request.rule, &table, &request.indexes)?;
+    catalog::set_guarded(id)?;
     let detail = json!({ "relation": table.name() });
     catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)
 }
@@ -414,7 +415,7 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
     let targets: Vec<&str> = change.rule.targets.iter().map(|target| target.name.as_str()).collect();
     refuse_dependents(change, "roll back", &targets)?;
     // A backfill that is running stops here, before it can hold the table against us.
-    catalog::forget_backfill(change.id)?;
+    catalog::forget_work(change.id)?;
     let table = lock_table(change)?;
     refuse_dependents(change, "roll back", &targets)?;
     as_owner(table.owner, || {

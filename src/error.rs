@@ -31,6 +31,7 @@ pub enum Error {
     BadNumber { argument: &'static str, value: String, allowed: &'static str },
     WholeNeedsText { column: String },
     UnknownIndexColumn { column: String, targets: Vec<String> },
+    IndexesNotBuilt { table: String, indexes: Vec<String> },
     NotAnExpression { argument: &'static str, text: String },
     ExpressionType { argument: &'static str, text: String, found: String, wanted: String },
     VolatileExpression { argument: &'static str, text: String },
@@ -193,6 +194,12 @@ impl Error {
                 format!("indexes names \"{column}\", which is not a new column"),
             )
             .detail(format!("The new columns are {}.", list(targets))),
+            IndexesNotBuilt { table, indexes } => {
+                let statements: Vec<String> =
+                    indexes.iter().map(|index| format!("CREATE INDEX CONCURRENTLY ON {table} ({index});")).collect();
+                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "this version of pg_zdd does not build indexes")
+                    .hint(format!("Leave indexes out, and run after the backfill: {}", statements.join(" ")))
+            }
             NotAnExpression { argument, text } => {
                 parts(Code::ERRCODE_SYNTAX_ERROR, format!("{argument} is not one SQL expression: {}", shown(text)))
             }

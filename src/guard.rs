@@ -11,6 +11,7 @@ use crate::ddl::{query_strings, trigger_name};
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{LockMode, tree};
+use crate::pg::security::{acts_for, session_role};
 use crate::pg::table::Table;
 use crate::phase::Phase;
 use crate::rule::Rule;
@@ -44,7 +45,12 @@ pub fn check(touched: Option<&[pg_sys::Oid]>) -> Result<(), Error> {
         }
         match Table::open(change.relation, LockMode::AccessShare) {
             None => catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?,
-            Some(table) if guc::guard() => check_table(&change, &table)?,
+            Some(table) if guc::guard() => match (check_table(&change, &table), catalog::is_guarded(change.id)?) {
+                (Ok(()), false) => catalog::set_guarded(change.id)?,
+                // A dump brings back the change first, and its triggers one by one.
+                (Err(_), false) => {}
+                (checked, true) => checked?,
+            },
             Some(_) => {}
         }
     }
@@ -124,24 +130,21 @@ pub fn later_trigger(relation: pg_sys::Oid, ours: &str) -> Result<Option<String>
     Ok(query_strings(sql, &[relation.into(), ours.into()])?.pop())
 }
 
-/// A sync trigger runs SQL of its rule with the rights of the table's owner, so only pg_zdd may make one.
+/// A sync trigger runs SQL of its rule with the rights of the table's owner, so nobody else may make one.
 fn check_strangers() -> Result<(), Error> {
-    let sql = "select t.tgrelid::oid::text || ' ' || t.tgname::text from pg_trigger as t
+    let sql = "select distinct t.tgrelid::oid::text || ' ' || t.tgname::text from pg_trigger as t
         where t.tgfoid = 'zdd.sync()'::regprocedure";
     let mut known = Vec::new();
     for change in catalog::all()? {
         let name = trigger_name(&change.name);
         known.extend(tree(change.relation).into_iter().map(|member| format!("{} {name}", member.to_u32())));
     }
-    match query_strings(sql, &[])?.into_iter().find(|trigger| !known.contains(trigger)) {
-        None => Ok(()),
-        Some(stranger) => {
-            let (relation, trigger) = stranger.split_once(' ').unwrap_or_default();
-            let relation = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare));
-            Err(Error::StrangeTrigger {
-                trigger: trigger.to_owned(),
-                relation: relation.map(|table| table.name()).unwrap_or_default(),
-            })
+    for stranger in query_strings(sql, &[])?.into_iter().filter(|trigger| !known.contains(trigger)) {
+        let (relation, trigger) = stranger.split_once(' ').unwrap_or_default();
+        let relation = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare));
+        if let Some(table) = relation.filter(|table| !acts_for(session_role(), table.owner())) {
+            return Err(Error::StrangeTrigger { trigger: trigger.to_owned(), relation: table.name() });
         }
     }
+    Ok(())
 }

@@ -26,6 +26,12 @@ pub fn current_role() -> pg_sys::Oid {
     unsafe { pg_sys::GetUserId() }
 }
 
+/// The role that the session acts for, outside of all functions with rights of their own.
+pub fn session_role() -> pg_sys::Oid {
+    // SAFETY: reads a backend variable.
+    unsafe { pg_sys::GetOuterUserId() }
+}
+
 /// Whether `member` is `role`, or can act for it.
 pub fn acts_for(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     // SAFETY: looks both up in the catalogs; unknown roles give false.

@@ -295,11 +295,14 @@ pub struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    /// A writer of some columns of a table that is locked at least ROW EXCLUSIVE.
+    /// A writer of some columns of a table that is locked at least ROW EXCLUSIVE. An error if the table is published
+    /// without a replica identity, as for UPDATE.
     pub fn new(table: &'t Table, columns: Vec<i16>) -> Writer<'t> {
         // SAFETY: executor state is set up as PostgreSQL's own logical replication worker does it; range table index 0
         // means that the relation is not part of a query.
         unsafe {
+            // Subscribers could not follow an update without a replica identity.
+            pg_sys::CheckCmdReplicaIdentity(table.raw(), pg_sys::CmdType::CMD_UPDATE);
             let state = pg_sys::CreateExecutorState();
             (*state).es_snapshot = pg_sys::GetActiveSnapshot();
             (*state).es_output_cid = pg_sys::GetCurrentCommandId(true);
