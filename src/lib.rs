@@ -15,6 +15,8 @@ mod pg;
 mod phase;
 mod rule;
 mod sync;
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
 mod verify;
 
 ::pgrx::pg_module_magic!(name, version);
@@ -31,4 +33,17 @@ extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::register();
+}
+
+/// Needed by `cargo pgrx test`.
+#[cfg(test)]
+pub mod pg_test {
+    /// Nothing to set up.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// No settings needed.
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![]
+    }
 }

@@ -25,16 +25,19 @@ impl Procedure {
         Ok(Procedure(()))
     }
 
-    /// Runs `f` and commits it. Between two calls no snapshot is held.
+    /// Runs `f` and commits it, or rolls it back if it returns an error. Between two calls no snapshot is held.
     pub fn transaction<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        // SAFETY: the snapshot is pushed and popped here, around `f`; the commit is legal because the connection is not
-        // atomic and every nested connection has been closed by then.
+        // SAFETY: the snapshot is pushed and popped here, around `f`; ending the transaction is legal because the
+        // connection is not atomic and every nested connection has been closed by then.
         unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let result = f()?;
+            let result = f();
             pg_sys::PopActiveSnapshot();
-            pg_sys::SPI_commit();
-            Ok(result)
+            match result {
+                Ok(_) => pg_sys::SPI_commit(),
+                Err(_) => pg_sys::SPI_rollback(),
+            }
+            result
         }
     }
 }
