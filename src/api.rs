@@ -418,7 +418,11 @@ impl Draft {
         Ok(Rule {
             version: Rule::VERSION,
             change,
-            source: Column { name: self.source.clone(), type_name: self.source_type(table)?.1.name() },
+            source: Column {
+                name: self.source.clone(),
+                renamed_to: None,
+                type_name: self.source_type(table)?.1.name(),
+            },
             targets: targets.collect(),
             split: self.split.clone(),
             join: self.join.clone(),

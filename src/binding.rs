@@ -68,7 +68,7 @@ impl Binding {
                 table.constant_default(attribute.number).map(|default| memory.enter(|| column_type.copy(default)));
             Ok(BoundColumn { number: attribute.number, column_type, default })
         };
-        let source = column(&rule.source.name, &rule.source.type_name)?;
+        let source = column(rule.source.current_name(), &rule.source.type_name)?;
         let targets =
             rule.targets.iter().map(|target| column(&target.name, &target.type_name)).collect::<Result<Vec<_>, _>>()?;
         Binding::new(rule, source, targets, table.owner(), memory)

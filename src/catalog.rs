@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
 
 use crate::error::Error;
-use crate::pg::security::{Confinement, as_role, current_role, role_name};
+use crate::pg::security::{Confinement, as_role, role_name, session_role};
 use crate::pg::table::{Table, relation_named};
 use crate::phase::{Phase, move_to};
 use crate::rule::Rule;
@@ -18,8 +18,6 @@ pub struct Change {
     pub id: i64,
     pub name: String,
     pub relation: pg_sys::Oid,
-    /// The old column by the name that applications know. While fenced the rule knows it by another name.
-    pub source: String,
     pub phase: Phase,
     /// How long it has been in this phase.
     pub in_phase: Duration,
@@ -40,7 +38,7 @@ pub struct Lane {
     pub end_block: u32,
 }
 
-const ACTIVE: &str = "select c.id, c.name, c.relation::oid, c.source, c.phase,
+const ACTIVE: &str = "select c.id, c.name, c.relation::oid, c.phase,
     extract(epoch from clock_timestamp() - c.phase_since)::double precision, c.rule,
     (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0)
   from zdd.change as c";
@@ -74,19 +72,18 @@ fn missing(name: &str) -> Error {
 }
 
 fn change(row: &SpiHeapTupleData) -> Result<Change, Error> {
-    let phase: String = get(row, 5)?;
-    let rule: JsonB = get(row, 7)?;
-    let seconds: f64 = get(row, 6)?;
+    let phase: String = get(row, 4)?;
+    let seconds: f64 = get(row, 5)?;
+    let rule: JsonB = get(row, 6)?;
     Ok(Change {
         id: get(row, 1)?,
         name: get(row, 2)?,
         relation: get(row, 3)?,
-        source: get(row, 4)?,
         phase: phase.parse().map_err(|()| Error::Spi(format!("unknown phase {phase}")))?,
         in_phase: Duration::try_from_secs_f64(seconds).unwrap_or_default(),
         rule: Rule::from_json(&rule.0.to_string())?,
-        batch_target: Duration::from_millis(get::<i32>(row, 8)?.unsigned_abs().into()),
-        max_rows_per_second: get::<i32>(row, 9)?.unsigned_abs(),
+        batch_target: Duration::from_millis(get::<i32>(row, 7)?.unsigned_abs().into()),
+        max_rows_per_second: get::<i32>(row, 8)?.unsigned_abs(),
     })
 }
 
@@ -104,7 +101,7 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Err
             targets.into(),
             rule.to_json().into(),
             indexes.to_vec().into(),
-            role_name(current_role()).into(),
+            role_name(session_role()).into(),
         ],
         |row| get(row, 1),
     )?;
@@ -157,11 +154,11 @@ pub fn set_options(change: &Change, batch_target: Option<Duration>, max_rows: Op
     )
 }
 
-/// Writes an event on behalf of the current role.
+/// Writes an event on behalf of whoever uses the session.
 pub fn record(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Result<(), Error> {
     execute(
         "insert into zdd.event (change_id, change, event, detail, role) values ($1, $2, $3, $4, $5)",
-        &[id.into(), name.into(), event.into(), JsonB(detail).into(), role_name(current_role()).into()],
+        &[id.into(), name.into(), event.into(), JsonB(detail).into(), role_name(session_role()).into()],
     )
 }
 
@@ -172,8 +169,8 @@ pub fn change_of_column(relation: pg_sys::Oid, column: &str) -> Result<Option<St
         .into_iter()
         .find(|change| {
             change.relation == relation
-                && (change.source == column
-                    || change.rule.source.name == column
+                && (change.rule.source.name == column
+                    || change.rule.source.current_name() == column
                     || change.rule.targets.iter().any(|target| target.name == column))
         })
         .map(|change| change.name))

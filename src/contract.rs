@@ -94,7 +94,7 @@ fn check(change: &Change, consent: Consent) -> Result<(), Error> {
             hint: "Split the remaining rows first with CALL zdd.backfill(…).",
         });
     }
-    ddl::refuse_dependents(change, "contract", &[&change.rule.source.name])?;
+    ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
     let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
     let quiet_period = guc::quiet_period();
     if consent.force || quiet_period.is_zero() || fenced_for.is_some_and(|time| time >= quiet_period) {

@@ -375,12 +375,12 @@ fn fenced_name(source: &str) -> String {
 
 /// Renames the old column out of the applications' reach.
 pub fn fence(change: &Change) -> Result<(), Error> {
-    rename_source(change, &fenced_name(&change.source), Phase::Fenced)
+    rename_source(change, &fenced_name(&change.rule.source.name), Phase::Fenced)
 }
 
 /// Gives the old column its name back.
 pub fn unfence(change: &Change) -> Result<(), Error> {
-    rename_source(change, &change.source, Phase::Expanded)
+    rename_source(change, &change.rule.source.name, Phase::Expanded)
 }
 
 fn check_move(change: &Change, to: Phase) -> Result<(), Error> {
@@ -390,16 +390,17 @@ fn check_move(change: &Change, to: Phase) -> Result<(), Error> {
 fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
     check_move(change, phase)?;
     let mut rule = change.rule.clone();
-    rule.source.name = to.to_owned();
+    rule.source.renamed_to = (to != rule.source.name).then(|| to.to_owned());
+    let from = change.rule.source.current_name();
     let table = lock_table(change)?;
-    let detail = json!({ "column": change.rule.source.name, "renamed_to": to });
+    let detail = json!({ "column": from, "renamed_to": to });
     as_owner(table.owner, || {
         // A contract that was interrupted may have left it: the old application may write NULLs.
         drop_not_null_check(&table.name, change)?;
         execute(&format!(
             "ALTER TABLE {} RENAME COLUMN {} TO {}",
             table.name,
-            quote(&change.rule.source.name),
+            quote(change.rule.source.current_name()),
             quote(to)
         ))?;
         drop_triggers(&rule.change, &table.members)?;
@@ -423,7 +424,7 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
         drop_not_null_check(&table.name, change)?;
         let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
         execute(&format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
-        let (now, before) = (&change.rule.source.name, &change.source);
+        let (now, before) = (change.rule.source.current_name(), &change.rule.source.name);
         if now != before {
             execute(&format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.name, quote(now), quote(before)))?;
         }
@@ -484,7 +485,7 @@ pub fn validate_not_null(change: &Change) -> Result<(), Error> {
 pub fn drop_source(change: &Change) -> Result<(), Error> {
     check_move(change, Phase::Contracted)?;
     let table = lock_table(change)?;
-    refuse_dependents(change, "contract", &[&change.rule.source.name])?;
+    refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
     as_owner(table.owner, || {
         drop_triggers(&change.name, &table.members)?;
         // The validated CHECK saves PostgreSQL the scan.
@@ -494,9 +495,9 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
             execute(&format!("ALTER TABLE {} {}", table.name, set_not_null.join(", ")))?;
         }
         drop_not_null_check(&table.name, change)?;
-        execute(&format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote(&change.rule.source.name)))
+        execute(&format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote(change.rule.source.current_name())))
     })?;
-    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.source }))
+    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
 }
 
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
@@ -545,7 +546,8 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
         let args = [members.clone().into(), column.into(), not_null_check(change).into()];
         let dependents = query_strings(sql, &args)?;
         if !dependents.is_empty() {
-            let column = if column == change.rule.source.name { &change.source } else { column };
+            let source = &change.rule.source;
+            let column = if column == source.current_name() { &source.name } else { column };
             return Err(Error::Dependents { change: change.name.clone(), column: column.to_owned(), what, dependents });
         }
     }

@@ -111,7 +111,7 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
 
 /// The sync trigger of this name: tgenabled, and whether it carries this rule.
 fn sync_trigger(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<Option<(String, bool)>, Error> {
-    let sql = "select t.tgenabled || (t.tgargs = convert_to($3::text, 'UTF8') || '\\x00'::bytea)::text
+    let sql = "select t.tgenabled::text || (t.tgargs = convert_to($3::text, 'UTF8') || '\\x00'::bytea)::text
         from pg_trigger as t
         where t.tgrelid = $1 and t.tgname = $2::text::name and t.tgfoid = 'zdd.sync()'::regprocedure";
     let found = query_strings(sql, &[relation.into(), name.into(), rule.to_json().into()])?;

@@ -157,7 +157,7 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
         let sql = format!(
             "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1::tid",
             if key.is_empty() { "null::jsonb".to_owned() } else { object(&key) },
-            quote(&change.rule.source.name),
+            quote(change.rule.source.current_name()),
             object(&targets),
             table.name(),
         );

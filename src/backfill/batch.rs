@@ -110,7 +110,7 @@ fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Out
         }
         Ok::<_, Error>(())
     })?;
-    let (name, column) = (table.name(), quote(&binding.rule.source.name));
+    let (name, column) = (table.name(), quote(binding.rule.source.current_name()));
     let this = format!("{name} where ctid operator(pg_catalog.=) $1::text::tid");
     Spi::connect_mut(|client| {
         let types = [pgrx::pg_sys::PgBuiltInOids::TEXTOID.oid()];

@@ -58,7 +58,7 @@ impl Table {
     pub fn open(oid: pg_sys::Oid, mode: LockMode) -> Option<Table> {
         // SAFETY: takes any OID; NULL when there is no such relation.
         let relation = unsafe { pg_sys::try_relation_open(oid, mode.number()) };
-        (!relation.is_null()).then_some(Table { relation, borrowed: false })
+        (!relation.is_null()).then(|| Table { relation, borrowed: false })
     }
 
     /// # Safety

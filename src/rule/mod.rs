@@ -44,11 +44,21 @@ pub struct Rule {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Column {
-    /// Its name, unquoted.
+    /// The name that applications and SQL rules know it by, unquoted.
     pub name: String,
+    /// The name that it has while it is fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_to: Option<String>,
     /// Its type as `format_type` writes it.
     #[serde(rename = "type")]
     pub type_name: String,
+}
+
+impl Column {
+    /// The name that it has in the table right now.
+    pub fn current_name(&self) -> &str {
+        self.renamed_to.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// A new column.
@@ -249,7 +259,7 @@ pub(crate) mod tests {
         Rule {
             version: Rule::VERSION,
             change: "address.street".into(),
-            source: Column { name: "street".into(), type_name: "text".into() },
+            source: Column { name: "street".into(), renamed_to: None, type_name: "text".into() },
             targets: targets(&["streetname", "housenumber"]),
             split: Split::Regex("^(?<streetname>.+?)(?:\\s+(?<housenumber>\\d\\S*))?$".into()),
             join: Join::Template("{streetname}[ {housenumber}]".into()),
