@@ -1,5 +1,8 @@
 //! Every function and procedure that SQL can call: check, call, return.
 
+// The size of an error report is pgrx's choice, and an error is reported once.
+#![allow(clippy::result_large_err)]
+
 use std::time::Duration;
 
 use pgrx::JsonB;

@@ -6,11 +6,11 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 
 /// An error that was caught, its effects undone.
-pub struct Caught(CaughtError);
+pub struct Caught(Box<CaughtError>);
 
 impl Caught {
     fn report(&self) -> &pg_sys::panic::ErrorReportWithLevel {
-        match &self.0 {
+        match &*self.0 {
             CaughtError::PostgresError(report)
             | CaughtError::ErrorReport(report)
             | CaughtError::RustPanic { ereport: report, .. } => report,
@@ -61,7 +61,9 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f()))).catch_others(Err).execute();
+        let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
+            .catch_others(|error| Err(Caught(Box::new(error))))
+            .execute();
         match result {
             Ok(value) => {
                 pg_sys::ReleaseCurrentSubTransaction();
@@ -74,7 +76,7 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
                 pg_sys::RollbackAndReleaseCurrentSubTransaction();
                 pg_sys::MemoryContextSwitchTo(context);
                 pg_sys::CurrentResourceOwner = owner;
-                Err(Caught(error))
+                Err(error)
             }
         }
     }
