@@ -29,17 +29,13 @@ enum Step {
     Done,
     /// What was skipped is still locked.
     Locked,
-    /// The change is no longer expanding.
+    /// The change has ended.
     Over(Phase),
 }
 
 /// Runs a backfill until every row is split, and moves the change to `expanded` if it is.
 pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Result<(), Error> {
     let change = procedure.transaction(|| begin(name))?;
-    if change.phase != Phase::Expanding {
-        pgrx::info!("{name}: nothing to do, the change is {}", change.phase.as_str());
-        return Ok(());
-    }
     let task = if fire_triggers { Task::SplitFiringTriggers } else { Task::Split };
     let mut run = Run::new(change, task);
     // A row can be left behind only by a session that wrote without the trigger; once more will find it.
@@ -59,11 +55,12 @@ pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Resul
     Ok(())
 }
 
-/// Checks the change and sees to it that every table has lanes.
+/// Sees to it that every table has lanes. After `expanding` all rows are looked at again: an attached partition may have
+/// brought rows that were never split.
 fn begin(name: &str) -> Result<Change, Error> {
     let change = catalog::lock(name)?;
     if change.phase != Phase::Expanding {
-        return Ok(change);
+        catalog::restart_lanes(change.id)?;
     }
     let tables = verify::tables(change.relation);
     let known = catalog::lanes(change.id)?;
@@ -112,7 +109,7 @@ impl Run {
         }
     }
 
-    /// Goes on until no row is left. Returns the phase if the change has left `expanding` meanwhile.
+    /// Goes on until no row is left. Returns the phase if the change has ended meanwhile.
     fn split_rows(&mut self, procedure: &Procedure) -> Result<Option<Phase>, Error> {
         let mut failures = 0_u32;
         loop {
@@ -170,8 +167,7 @@ impl Run {
         // Read anew each time: alter_change, fence or rollback may have come in between.
         let current = catalog::find(&self.change.name);
         self.change = match current {
-            Ok(change) if change.phase == Phase::Expanding => change,
-            Ok(change) => return Ok(Step::Over(change.phase)),
+            Ok(change) => change,
             Err(Error::Final { phase, .. }) => return Ok(Step::Over(phase)),
             Err(error) => return Err(error),
         };
@@ -277,27 +273,30 @@ impl Run {
         let name = &self.change.name;
         if counts.pending > 0 || counts.diverged > 0 {
             pgrx::warning!(
-                "{}: the change stays expanding: {} rows are pending and {} diverged; see zdd.mismatches",
+                "{}: the change stays {}: {} rows are pending and {} diverged; see zdd.mismatches",
                 name,
+                self.change.phase.as_str(),
                 format_count(counts.pending.unsigned_abs()),
                 format_count(counts.diverged.unsigned_abs()),
             );
             return Ok(());
         }
-        let rows = procedure.transaction(|| {
+        let phase = procedure.transaction(|| {
             let change = catalog::lock(name)?;
-            let rows = catalog::remaining(change.id)?.rows;
-            if change.phase == Phase::Expanding {
-                let detail = json!({
-                    "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
-                });
-                catalog::set_phase(&change, Phase::Expanded, detail)?;
+            if change.phase != Phase::Expanding {
+                return Ok(change.phase);
             }
-            Ok(rows)
+            let rows = catalog::remaining(change.id)?.rows;
+            let detail = json!({
+                "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
+            });
+            catalog::set_phase(&change, Phase::Expanded, detail)?;
+            Ok(Phase::Expanded)
         })?;
         pgrx::info!(
-            "{name}: expanded; {} rows split in {} ({} rows/s), {} rows verified, {} unmatched, {} lossy",
-            format_count(rows),
+            "{name}: {}; {} rows split in {} ({} rows/s), {} rows verified, {} unmatched, {} lossy",
+            phase.as_str(),
+            format_count(self.rows),
             format!("{seconds:.1}s"),
             format_count((self.rows as f64 / seconds.max(0.001)) as u64),
             format_count(counts.rows.unsigned_abs()),
