@@ -2,7 +2,7 @@
 #
 #   make demo       a rolling update, played on a scratch server
 #   make test       every test
-#   make bench      side by side with the alternatives
+#   make bench      side by side with the alternatives; PARTS="insert backfill locks", ROWS, ROUNDS
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #
@@ -28,7 +28,7 @@ test: setup
 	@scripts/test.sh
 
 bench: setup
-	@scripts/client.sh pg_zdd_bench
+	@scripts/client.sh pg_zdd_bench $(PARTS)
 
 lint: setup
 	@scripts/lint.sh

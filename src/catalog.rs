@@ -299,10 +299,10 @@ pub fn skip(lane: &Lane, blocks: &[u32]) -> Result<(), Error> {
 /// Takes a skipped block that nobody else is working on, beginning after the given one.
 pub fn take_skipped(id: i64, after: Option<(pg_sys::Oid, u32)>) -> Result<Option<(pg_sys::Oid, u32)>, Error> {
     execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
-    let (relation, block) = after.map_or((pg_sys::InvalidOid, -1), |(relation, block)| (relation, i64::from(block)));
+    let (relation, block) = after.map(|(relation, block)| (relation, i64::from(block))).unzip();
     let found = write(
         "select s.relation, s.block from zdd.skipped as s
-         where s.change_id = $1 and (s.relation, s.block) > ($2, $3)
+         where s.change_id = $1 and ($2 is null or (s.relation, s.block) > ($2, $3))
          order by s.relation, s.block limit 1 for update skip locked",
         &[id.into(), relation.into(), block.into()],
         |row| Ok((get(row, 1)?, get::<i64>(row, 2)? as u32)),

@@ -1,7 +1,8 @@
 //! pg_zdd side by side with the alternatives, on one scratch server, in interleaved rounds: whatever else the machine
 //! does hits all of them. Read the ratios, not the seconds.
 //!
-//! `pg_zdd_bench [insert] [backfill] [locks]`; ROWS (default 1,000,000) and ROUNDS (default 3) from the environment.
+//! `pg_zdd_bench [insert] [backfill] [locks]` (`make bench PARTS=…`); ROWS (default 1,000,000) and ROUNDS (default 3)
+//! from the environment.
 
 mod backfill;
 mod insert;
@@ -21,6 +22,8 @@ const CONF: &[(&str, &str)] = &[
     ("checkpoint_timeout", "1h"),
     ("fsync", "on"),
     ("autovacuum", "off"),
+    // Nothing here takes that long, unless it hangs.
+    ("statement_timeout", "10min"),
 ];
 
 /// The split that all parts measure: a source of some 22 characters.

@@ -169,8 +169,11 @@ impl Demo {
 
     /// Nobody but a human knows what a missing street is. Until one has said it, contract is refused.
     fn settle_unmatched(&mut self) -> Result<()> {
-        self.timeline.tell("what the rule could not split is left to a human:");
-        self.show("SELECT kind, count(*) AS rows, min(source) AS source FROM zdd.mismatches('address.street', 1000000) GROUP BY 1")?;
+        self.timeline.tell("-- what the rule could not split is left to a human");
+        self.show(
+            "SELECT kind, count(*) AS rows, min(source) AS source FROM zdd.mismatches('address.street', 1000000)
+    WHERE kind = 'unmatched' GROUP BY kind",
+        )?;
         self.run("UPDATE address SET streetname = '(unknown)' WHERE street = ''")?;
         for row in self.others.values_mut().filter(|row| row.street == Written::Old(String::new())) {
             row.street = Written::New("(unknown)".to_owned(), None);

@@ -245,12 +245,14 @@ impl Owner {
     }
 }
 
-/// A command that knows nothing of the caller's PGHOST, PGDATABASE, PGOPTIONS and the like.
+/// A command that knows nothing of the caller's PGHOST, PGDATABASE, PGOPTIONS and the like, nor of RUST_BACKTRACE,
+/// which makes a server with pgrx in it write backtraces into its errors.
 fn command(program: impl AsRef<std::ffi::OsStr>, owner: Option<Owner>, dir: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PG") && name != "PG_CONFIG" {
-            command.env_remove(name);
+        let text = name.to_string_lossy();
+        if (text.starts_with("PG") && text != "PG_CONFIG") || text == "RUST_BACKTRACE" {
+            command.env_remove(&name);
         }
     }
     if let Some(Owner { uid, gid }) = owner {
@@ -264,7 +266,7 @@ fn command(program: impl AsRef<std::ffi::OsStr>, owner: Option<Owner>, dir: &Pat
 fn bin_dir() -> Result<PathBuf> {
     let debian = "/usr/lib/postgresql/15/bin/pg_config";
     let default = if Path::new(debian).exists() { debian } else { "pg_config" };
-    let pg_config = std::env::var_os("PG_CONFIG").unwrap_or_else(|| default.into());
+    let pg_config = std::env::var_os("PG_CONFIG").filter(|given| !given.is_empty()).unwrap_or_else(|| default.into());
     let output = Command::new(&pg_config)
         .arg("--bindir")
         .output()
