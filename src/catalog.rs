@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
 
 use crate::error::Error;
+use crate::pg::lock::tree;
 use crate::pg::security::{Confinement, as_role, role_name, session_role};
 use crate::pg::table::{Table, relation_named};
 use crate::phase::{Phase, move_to};
@@ -54,6 +55,13 @@ pub fn lock(name: &str) -> Result<Change, Error> {
     let sql = format!("{ACTIVE} where c.relation is not null and c.name = $1 for update");
     let found = write(&sql, &[name.into()], change)?;
     found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
+}
+
+/// The active changes that a table takes part in.
+pub fn of_table(relation: pg_sys::Oid) -> Result<Vec<Change>, Error> {
+    let mut changes = all()?;
+    changes.retain(|change| change.relation == relation || tree(change.relation).contains(&relation));
+    Ok(changes)
 }
 
 /// All active changes.
@@ -201,19 +209,36 @@ fn lane(row: &SpiHeapTupleData) -> Result<Lane, Error> {
     })
 }
 
-/// Creates the lanes of one table anew.
+/// Creates the lanes of one table anew. What was split before still counts.
 pub fn create_lanes(
     id: i64,
     relation: pg_sys::Oid,
     file: pg_sys::Oid,
     lanes: &[crate::backfill::plan::Lane],
 ) -> Result<(), Error> {
+    let rows = write(
+        "select coalesce(sum(rows_split), 0)::bigint from zdd.lane where change_id = $1 and relation = $2",
+        &[id.into(), relation.into()],
+        |row| get::<i64>(row, 1),
+    )?;
     drop_lanes(id, relation)?;
+    add_lanes(id, relation, file, lanes)?;
+    count_rows(id, relation, rows.first().map_or(0, |rows| rows.unsigned_abs()))
+}
+
+/// Adds lanes to those that a table has.
+pub fn add_lanes(
+    id: i64,
+    relation: pg_sys::Oid,
+    file: pg_sys::Oid,
+    lanes: &[crate::backfill::plan::Lane],
+) -> Result<(), Error> {
     let starts: Vec<i64> = lanes.iter().map(|lane| lane.start.into()).collect();
     let ends: Vec<i64> = lanes.iter().map(|lane| lane.end.into()).collect();
     execute(
         "insert into zdd.lane (change_id, relation, lane, file, first_block, next_block, end_block)
-         select $1, $2, n, $3, s, s, e
+         select $1, $2, n + (select coalesce(max(l.lane), 0) from zdd.lane as l where l.change_id = $1 and l.relation = $2),
+             $3, s, s, e
          from unnest($4::bigint[], $5::bigint[]) with ordinality as t (s, e, n)",
         &[id.into(), relation.into(), file.into(), starts.into(), ends.into()],
     )

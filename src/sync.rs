@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
@@ -27,6 +28,9 @@ fn insert(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
     let (source, targets) = (binding.source_of(&row), binding.targets_of(&row));
     let given = InsertFacts { source: binding.source_side(source), targets: binding.targets_side(&targets) };
     let conflict = binding.rule.conflict;
+    if trigger.is_on_partition() && was_moved(binding, trigger, source, &targets) {
+        return Ok(trigger.unchanged());
+    }
     match state::on_insert(given, conflict, || binding.facts(source, &targets).agree()) {
         Action::Keep => {
             if given.source == Side::Given && given.targets == Side::Given {
@@ -58,6 +62,9 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
     );
     match action {
         Action::Keep => {
+            if trigger.is_on_partition() {
+                remember_kept(fingerprint(binding, trigger, source, &targets));
+            }
             if changed.source_changed && changed.targets_changed {
                 check_kept(binding, trigger, source, &targets)?;
             }
@@ -81,6 +88,42 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
         }
         Action::Reject => Err(conflict_error(binding, source, &targets)),
     }
+}
+
+/// A row that was written in some command, as one change sees it.
+#[derive(Clone, Copy, PartialEq)]
+struct Fingerprint {
+    command: (i64, u32),
+    change: u64,
+    row: u64,
+}
+
+thread_local! {
+    /// The row of a partition that an UPDATE has just left as it is, for each change of its table.
+    static KEPT: RefCell<Vec<Fingerprint>> = const { RefCell::new(Vec::new()) };
+}
+
+fn remember_kept(kept: Fingerprint) {
+    KEPT.with_borrow_mut(|all| {
+        all.retain(|other| other.command == kept.command && other.change != kept.change);
+        all.push(kept);
+    });
+}
+
+/// Whether an inserted row is one that an UPDATE moves to another partition and has left as it is. PostgreSQL deletes and
+/// inserts it, but nobody has given it anything: also a row that no rule accepts may move.
+fn was_moved(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> bool {
+    KEPT.with_borrow(|all| !all.is_empty() && all.contains(&fingerprint(binding, trigger, source, targets)))
+}
+
+fn fingerprint(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Fingerprint {
+    let (mut change, mut row) = (DefaultHasher::new(), DefaultHasher::new());
+    binding.rule.change.hash(&mut change);
+    binding.source.column_type.hash_stored(source, &mut row);
+    for (target, value) in binding.targets.iter().zip(targets) {
+        target.column_type.hash_stored(*value, &mut row);
+    }
+    Fingerprint { command: trigger.command(), change: change.finish(), row: row.finish() }
 }
 
 /// N := f(O).

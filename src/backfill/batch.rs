@@ -8,6 +8,7 @@ use smallvec::smallvec;
 use pgrx::spi::{Spi, quote_identifier as quote};
 
 use crate::binding::Binding;
+use crate::catalog::{self, Change};
 use crate::ddl::as_owner;
 use crate::error::Error;
 use crate::pg::procedure::with_latest_snapshot;
@@ -40,27 +41,49 @@ pub struct Outcome {
 }
 
 /// Does a task on the rows in a range of blocks, as the table's owner, without ever waiting for a row lock.
-pub fn run(binding: &Binding, table: &Table, blocks: Range<u32>, task: Task) -> Result<Outcome, Error> {
+pub fn run(change: &Change, table: &Table, blocks: Range<u32>, task: Task) -> Result<Outcome, Error> {
+    let binding = Binding::to_table(change.rule.clone(), table)?;
+    // No change can begin while we hold a lock on the table.
+    let others: Vec<Binding> = catalog::of_table(table.oid())?
+        .into_iter()
+        .filter(|other| other.id != change.id)
+        .map(|other| Binding::to_table(other.rule, table))
+        .collect::<Result<_, _>>()?;
     let start = Instant::now();
     let mut outcome = Outcome::default();
     as_owner(table.owner(), || {
         with_latest_snapshot(|| match task {
-            Task::SplitFiringTriggers => touch(binding, table, blocks, &mut outcome),
-            _ => write(binding, table, blocks, task, &mut outcome),
+            Task::SplitFiringTriggers => touch(&binding, table, blocks, &mut outcome),
+            _ => write(&binding, &others, table, blocks, task, &mut outcome),
         })
     })?;
     outcome.work = start.elapsed();
     Ok(outcome)
 }
 
-fn write(binding: &Binding, table: &Table, blocks: Range<u32>, task: Task, outcome: &mut Outcome) -> Result<(), Error> {
-    let columns = match task {
+/// Writes rows without their triggers, and so does for other changes of the table what their sync triggers would do: a
+/// row that moves must not stay pending, or their backfills could miss it.
+fn write(
+    binding: &Binding,
+    others: &[Binding],
+    table: &Table,
+    blocks: Range<u32>,
+    task: Task,
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
+    let targets = |binding: &Binding| binding.targets.iter().map(|target| target.number).collect::<Vec<_>>();
+    let mut columns = match task {
         Task::NewWins => vec![binding.source.number],
-        _ => binding.targets.iter().map(|target| target.number).collect(),
+        _ => targets(binding),
     };
+    columns.extend(others.iter().flat_map(targets));
     let mut writer = Writer::new(table, columns);
     rows(binding, table, blocks, |row, source, targets| {
-        if let Some(values) = values(binding, task, source, targets) {
+        if let Some(mut values) = values(binding, task, source, targets) {
+            for other in others {
+                let (source, targets) = (other.source_of(row), other.targets_of(row));
+                values.extend(self::values(other, Task::Split, source, &targets).unwrap_or(targets));
+            }
             outcome.count(row, writer.write(row, &values));
         }
         Ok(())
@@ -71,7 +94,7 @@ impl Outcome {
     fn count(&mut self, row: &Row<'_>, written: Written) {
         match written {
             Written::Done => self.rows += 1,
-            // Whoever changed the row did so under the sync trigger.
+            // Whoever changed the row did so under the sync trigger, or as we do.
             Written::Gone => {}
             Written::Locked => self.skip(row.tid()),
         }

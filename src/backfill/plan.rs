@@ -19,8 +19,14 @@ pub struct Lane {
 
 /// Cuts a table of so many blocks into lanes whose sizes differ by one block at most.
 pub fn lanes(blocks: u32) -> Vec<Lane> {
-    let count = blocks.div_ceil(BLOCKS_PER_LANE).min(MAX_LANES);
-    let cut = |lane: u32| (u64::from(blocks) * u64::from(lane) / u64::from(count)) as u32;
+    lanes_from(0, blocks)
+}
+
+/// Cuts what a table has beyond its first blocks into lanes.
+pub fn lanes_from(first: u32, blocks: u32) -> Vec<Lane> {
+    let rest = blocks.saturating_sub(first);
+    let count = rest.div_ceil(BLOCKS_PER_LANE).min(MAX_LANES);
+    let cut = |lane: u32| first + (u64::from(rest) * u64::from(lane) / u64::from(count)) as u32;
     (0..count).map(|lane| Lane { start: cut(lane), end: cut(lane + 1) }).collect()
 }
 

@@ -6,8 +6,7 @@ use pgrx::pg_sys;
 use serde_json::json;
 
 use super::batch::{self, Task};
-use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, lanes};
-use crate::binding::Binding;
+use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, lanes, lanes_from};
 use crate::catalog::{self, Batch, Change, Remaining};
 use crate::error::Error;
 use crate::guc;
@@ -35,48 +34,54 @@ enum Step {
 
 /// Runs a backfill until every row is split, and moves the change to `expanded` if it is.
 pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Result<(), Error> {
-    let change = procedure.transaction(|| begin(name))?;
+    let change = procedure.transaction(|| begin(name, false))?;
     let task = if fire_triggers { Task::SplitFiringTriggers } else { Task::Split };
     let mut run = Run::new(change, task);
-    // A row can be left behind only by a session that wrote without the trigger; once more will find it.
-    const PASSES: u32 = 3;
-    for pass in 1..=PASSES {
+    for pass in 1.. {
+        let before = run.rows;
         if let Some(phase) = run.split_rows(procedure)? {
             pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
             return Ok(());
         }
         let counts = run.verify(procedure)?;
-        if counts.pending > 0 && pass < PASSES {
-            procedure.transaction(|| catalog::restart_lanes(run.change.id))?;
-            continue;
+        // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
+        let again = counts.pending > 0 && (pass == 1 || run.rows > before);
+        if !again {
+            return run.finish(procedure, &counts);
         }
-        return run.finish(procedure, &counts);
+        procedure.transaction(|| begin(name, true).map(drop))?;
     }
     Ok(())
 }
 
-/// Sees to it that every table has lanes. After `expanding` all rows are looked at again: an attached partition may have
-/// brought rows that were never split.
-fn begin(name: &str) -> Result<Change, Error> {
+/// Sees to it that every table has lanes, and begins them again if `anew`, or if the change was expanded before: an
+/// attached partition may have brought rows that were never split.
+fn begin(name: &str, anew: bool) -> Result<Change, Error> {
     let change = catalog::lock(name)?;
-    if change.phase != Phase::Expanding {
-        catalog::restart_lanes(change.id)?;
-    }
+    let anew = anew || change.phase != Phase::Expanding;
     let tables = verify::tables(change.relation);
     let known = catalog::lanes(change.id)?;
     for lane in known.iter().filter(|lane| !tables.contains(&lane.relation)) {
         catalog::drop_lanes(change.id, lane.relation)?;
     }
-    let resumed = known.iter().any(|lane| lane.next_block > 0);
     for relation in tables {
         let Some(table) = Table::open(relation, LockMode::AccessShare) else { continue };
-        let same_file = known.iter().any(|lane| lane.relation == relation && lane.file == table.file());
-        if !same_file {
-            catalog::create_lanes(change.id, relation, table.file(), &lanes(table.blocks()))?;
+        let (file, blocks) = (table.file(), table.blocks());
+        let end =
+            known.iter().filter(|lane| lane.relation == relation && lane.file == file).map(|lane| lane.end_block).max();
+        match end {
+            None => catalog::create_lanes(change.id, relation, file, &lanes(blocks))?,
+            Some(end) if anew => catalog::add_lanes(change.id, relation, file, &lanes_from(end, blocks))?,
+            Some(_) => {}
         }
     }
-    let event = if resumed { "backfill_resumed" } else { "backfill_started" };
-    catalog::record(change.id, name, event, json!({}))?;
+    if anew {
+        catalog::restart_lanes(change.id)?;
+    } else {
+        let resumed = known.iter().any(|lane| lane.next_block > 0);
+        let event = if resumed { "backfill_resumed" } else { "backfill_started" };
+        catalog::record(change.id, name, event, json!({}))?;
+    }
     Ok(change)
 }
 
@@ -199,8 +204,7 @@ impl Run {
         }
         let next = lane.next_block.saturating_add(self.sizer.blocks()).min(lane.end_block);
         let blocks = next - lane.next_block;
-        let binding = Binding::to_table(self.change.rule.clone(), &table)?;
-        let outcome = batch::run(&binding, &table, lane.next_block..next, self.task)?;
+        let outcome = batch::run(&self.change, &table, lane.next_block..next, self.task)?;
         self.sizer.record(outcome.work, blocks);
         if !outcome.skipped.is_empty() {
             catalog::skip(lane, &outcome.skipped)?;
@@ -221,8 +225,7 @@ impl Run {
             catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
             return Ok(Step::Batch { rows: 0 });
         }
-        let binding = Binding::to_table(self.change.rule.clone(), &table)?;
-        let outcome = batch::run(&binding, &table, block..block + 1, self.task)?;
+        let outcome = batch::run(&self.change, &table, block..block + 1, self.task)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
         }
@@ -343,8 +346,7 @@ pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), 
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = procedure.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                let binding = Binding::to_table(change.rule.clone(), &table)?;
-                batch::run(&binding, &table, next..end, task)
+                batch::run(change, &table, next..end, task)
             })?;
             repaired += outcome.rows;
             if outcome.skipped.is_empty() {

@@ -1,14 +1,18 @@
 //! PostgreSQL's own parser, for what users write in SQL.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 
+use super::security::with_settings;
 use super::subxact::catch;
 use super::types::ColumnType;
 use super::{c_string, list_of, tag};
 use crate::error::Error;
+
+/// Under this search_path PostgreSQL writes all names qualified, but for its own.
+const BUILT_IN: &[(&CStr, &CStr)] = &[(c"search_path", c"pg_catalog")];
 
 /// A column as CREATE TABLE would define it.
 pub struct ColumnDefinition {
@@ -99,7 +103,8 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
                 return Err(Error::NotCollatable { column: definition.name, type_name: definition.column_type.name() });
             }
             definition.column_type.collation = collation;
-            definition.collation = Some(c_string(pg_sys::generate_collation_name(collation)));
+            let name = with_settings(BUILT_IN, || c_string(pg_sys::generate_collation_name(collation)));
+            definition.collation = Some(name);
         }
         for constraint in list_of::<pg_sys::Constraint>((*column).constraints) {
             use pg_sys::ConstrType;
@@ -110,8 +115,7 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
                     let name = c_text(&definition.name)?;
                     let state = pg_sys::make_parsestate(std::ptr::null_mut());
                     let default = pg_sys::cookDefault(state, (*constraint).raw_expr, oid, typmod, name.as_ptr(), 0);
-                    // Names come out qualified under a search_path without user schemas.
-                    let text = super::security::with_settings(&[(c"search_path", c"pg_catalog")], || {
+                    let text = with_settings(BUILT_IN, || {
                         c_string(pg_sys::deparse_expression(default, std::ptr::null_mut(), false, false))
                     });
                     definition.default = Some(text);

@@ -345,7 +345,9 @@ impl<'t> Writer<'t> {
                 let index = *number as usize - 1;
                 (*(*new).tts_values.add(index), *(*new).tts_isnull.add(index)) = value.parts();
             }
-            pg_sys::ExecStoreVirtualTuple(new);
+            // ExecStoreVirtualTuple without the cost of a call that could raise an error, which it cannot.
+            (*new).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
+            (*new).tts_nvalid = count as i16;
             if self.has_generated {
                 compute_stored_generated(self.result, self.state, new);
             }

@@ -48,6 +48,18 @@ impl RowTrigger {
         unsafe { (*(*self.data).tg_trigger).tgoid }
     }
 
+    /// Whether the table is a partition, which an UPDATE may move rows out of and into.
+    pub fn is_on_partition(&self) -> bool {
+        // SAFETY: see `is_update`.
+        unsafe { (*(*self.data).tg_trigger).tgisclone }
+    }
+
+    /// Tells the commands of this backend apart: the transaction's start and the number of the command in it.
+    pub fn command(&self) -> (i64, u32) {
+        // SAFETY: reads backend variables.
+        unsafe { (pg_sys::GetCurrentTransactionStartTimestamp(), pg_sys::GetCurrentCommandId(false)) }
+    }
+
     pub fn relation(&self) -> pg_sys::Oid {
         // SAFETY: see `is_update`.
         unsafe { (*(*self.data).tg_relation).rd_id }

@@ -179,6 +179,26 @@ impl ColumnType {
         }
     }
 
+    /// Adds a value as it is stored to a hash; what is stored elsewhere is not fetched.
+    pub fn hash_stored(&self, value: Value, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        value.is_null().hash(hasher);
+        let Some(datum) = value.0 else { return };
+        // SAFETY: the datum is of this type, and so of its length.
+        unsafe {
+            match self.len {
+                _ if self.by_value => datum.value().hash(hasher),
+                -1 => {
+                    let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
+                    let size = varlena::varsize_any(stored);
+                    std::slice::from_raw_parts(stored.cast::<u8>(), size).hash(hasher);
+                }
+                -2 => core::ffi::CStr::from_ptr(datum.cast_mut_ptr()).hash(hasher),
+                len => std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), len as usize).hash(hasher),
+            }
+        }
+    }
+
     /// A copy of the value in the current memory context.
     pub fn copy(&self, value: Value) -> Value {
         // SAFETY: the value is of this type.
