@@ -4,6 +4,7 @@
 
 mod cluster;
 pub mod load;
+pub mod session;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,67 @@
+\i tests/regress/preamble.sql
+-- What CREATE EXTENSION makes, and what PUBLIC may do with it.
+reset session authorization;
+\dx pg_zdd
+select pg_describe_object(classid, objid, 0) as object
+from pg_depend
+where refclassid = 'pg_extension'::regclass
+    and refobjid = (select oid from pg_extension where extname = 'pg_zdd')
+    and deptype = 'e'
+order by 1;
+
+-- Everything that users see has a comment.
+select pg_describe_object(classid, objid, 0) as without_a_comment
+from pg_depend
+where refclassid = 'pg_extension'::regclass
+    and refobjid = (select oid from pg_extension where extname = 'pg_zdd')
+    and deptype = 'e' and obj_description(objid, classid::regclass::text) is null
+order by 1;
+
+-- Functions: who may execute them, with whose rights, and with what search_path.
+select oid::regprocedure as function, prosecdef as security_definer, proconfig as settings,
+    has_function_privilege('regress_other', oid, 'execute') as public_may_execute
+from pg_proc
+where pronamespace = 'zdd'::regnamespace
+order by oid::regprocedure::text;
+select oid::regclass as relation, has_table_privilege('regress_other', oid, 'select') as public_may_read,
+    has_table_privilege('regress_other', oid, 'insert, update, delete, truncate, references, trigger') as public_may_write
+from pg_class
+where relnamespace = 'zdd'::regnamespace and relkind in ('r', 'v')
+order by 1;
+select has_schema_privilege('regress_other', 'zdd', 'usage') as public_may_use,
+    has_schema_privilege('regress_other', 'zdd', 'create') as public_may_create;
+
+-- What pg_dump takes along: changes and events, but not block cursors.
+select unnest(extconfig)::regclass as dumped from pg_extension where extname = 'pg_zdd';
+
+-- The schema is fixed.
+create schema elsewhere;
+alter extension pg_zdd set schema elsewhere;
+drop schema elsewhere;
+
+-- Internal functions do nothing for those who call them.
+set session authorization regress_other;
+select zdd._check_guard(null);
+select zdd._check_guard('{}');
+select zdd._check_move('x', 'expanding', 'contracted');
+select zdd._mismatches('x', 1);
+select zdd.guard();
+select zdd.check_phase();
+
+-- Without a change in flight it can be dropped and created again; with one, only with CASCADE.
+reset session authorization;
+set client_min_messages = warning;
+drop database if exists regress_drop;
+reset client_min_messages;
+create database regress_drop template template0;
+\c regress_drop
+create extension pg_zdd;
+create table t (a text);
+select zdd.split_column('t', 'a', 'b text', delimiter => ',');
+drop extension pg_zdd;
+select zdd.rollback('t.a');
+drop extension pg_zdd;
+create extension pg_zdd;
+table zdd.changes;
+\c :database
+drop database regress_drop;
