@@ -82,15 +82,16 @@ fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
     let sql = "select distinct case when k.pid is null then
              format('prepared transaction %L of role %s, prepared at %s', p.gid, p.owner, p.prepared)
          else
-             format('pid %s, %s, %s in transaction since %s: %s', k.pid, a.usename, a.state,
-                 a.xact_start, left(a.query, 200))
+             format('pid %s, %s, %s in transaction since %s: %s', k.pid, a.usename, a.state, a.xact_start, left(a.query, 200))
          end
      from pg_locks as k
      left join pg_stat_activity as a on a.pid = k.pid
-     left join pg_prepared_xacts as p
-         on k.virtualtransaction = ('-1/' || p.transaction::text)
-     where k.granted and k.locktype = 'relation'
-         and k.relation = any ($1)
+     -- A prepared transaction has no pid; its lock on its own id leads to its name.
+     left join pg_locks as t on k.pid is null and t.pid is null and t.virtualtransaction = k.virtualtransaction
+         and t.locktype = 'transactionid' and t.mode = 'ExclusiveLock' and t.granted
+     left join pg_prepared_xacts as p on p.transaction = t.transactionid
+     where k.granted and k.locktype = 'relation' and k.relation = any ($1)
+         and k.database = (select d.oid from pg_database as d where d.datname = current_database())
          and k.pid is distinct from pg_backend_pid()";
     query_strings(sql, &[members.into()])
 }
@@ -194,6 +195,13 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
                        and a.attnum = d.refobjsubid
                    where p.partrelid = $1";
         let source = &request.rule.source.name;
+        let other_parent = "select i.inhparent::regclass::text from pg_inherits as i
+                   join pg_attribute as a on a.attrelid = i.inhparent and a.attname = $2::text::name and not a.attisdropped
+                   where i.inhrelid = $1 and i.inhparent <> all ($3)";
+        let args = [member.into(), source.as_str().into(), members.to_vec().into()];
+        if let Some(parent) = query_strings(other_parent, &args)?.pop() {
+            return Err(Error::OtherParent { relation: table.name(), column: source.clone(), parent });
+        }
         if query_strings(key, &[member.into()])?.contains(source) {
             return Err(Error::PartitionKey { relation: table.name(), column: source.clone() });
         }
@@ -380,6 +388,14 @@ pub fn fence(change: &Change) -> Result<(), Error> {
 
 /// Gives the old column its name back.
 pub fn unfence(change: &Change) -> Result<(), Error> {
+    if change.phase == Phase::Expanding {
+        return Err(Error::WrongPhase {
+            change: change.name.clone(),
+            phase: change.phase,
+            action: "unfence",
+            hint: "Only a fenced change can be unfenced.",
+        });
+    }
     rename_source(change, &change.rule.source.name, Phase::Expanded)
 }
 
@@ -495,9 +511,30 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
             execute(&format!("ALTER TABLE {} {}", table.name, set_not_null.join(", ")))?;
         }
         drop_not_null_check(&table.name, change)?;
-        execute(&format!("ALTER TABLE {} DROP COLUMN {}", table.name, quote(change.rule.source.current_name())))
+        drop_column(&table.members, change.rule.source.current_name())
     })?;
     catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
+}
+
+/// Drops a column from a table and from its children, which may have defined it for themselves too.
+fn drop_column(members: &[pg_sys::Oid], column: &str) -> Result<(), Error> {
+    for &member in members {
+        let table = open(member, LockMode::AccessShare)?;
+        let (name, is_there) = (table.name(), table.attribute(column).is_some());
+        drop(table);
+        if is_there {
+            execute(&format!("ALTER TABLE {name} DROP COLUMN {}", quote(column)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A foreign key on a column, which writes that fire no triggers would not check.
+pub fn foreign_key(relation: pg_sys::Oid, column: &str) -> Result<Option<String>, Error> {
+    let sql = "select c.conname::text from pg_constraint as c
+        join pg_attribute as a on a.attrelid = c.conrelid and a.attnum = any (c.conkey)
+        where c.conrelid = $1 and c.contype = 'f' and a.attname = $2::text::name";
+    Ok(query_strings(sql, &[relation.into(), column.into()])?.pop())
 }
 
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column

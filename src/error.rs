@@ -45,7 +45,9 @@ pub enum Error {
     TemporaryTable { relation: String },
     Partition { relation: String, parent: String },
     InheritedColumn { relation: String, column: String },
+    OtherParent { relation: String, column: String, parent: String },
     ForeignPartition { relation: String, partition: String },
+    ForeignKey { change: String, column: String, constraint: String },
     NoSuchColumn { relation: String, column: String },
     TargetExists { relation: String, column: String },
     GeneratedSource { relation: String, column: String },
@@ -244,6 +246,18 @@ impl Error {
                 format!("column \"{column}\" of {relation} is inherited"),
             )
             .hint("Name the parent table: a change covers all its children."),
+            OtherParent { relation, column, parent } => parts(
+                Code::ERRCODE_INVALID_TABLE_DEFINITION,
+                format!("column \"{column}\" of {relation} is inherited from another table too"),
+            )
+            .detail(format!("The other parent is {parent}: the column could be neither fenced nor dropped."))
+            .hint("Detach the table from one of its parents with ALTER TABLE … NO INHERIT."),
+            ForeignKey { change, column, constraint } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{column}\" of change \"{change}\" has a foreign key"),
+            )
+            .detail(format!("Repairs do not check foreign key \"{constraint}\"."))
+            .hint("Settle the rows of zdd.mismatches(change) with UPDATE, or say winner => 'old'."),
             ForeignPartition { relation, partition } => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("{relation} has a foreign table as a partition or child"),

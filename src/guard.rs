@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
-use crate::ddl::{query_strings, trigger_name};
+use crate::ddl::{foreign_key, query_strings, trigger_name};
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{LockMode, tree};
@@ -78,6 +78,17 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                         table.name()
                     ),
                     "Define it NOT NULL in split_column: it is enforced for the new application, and set in the contract.",
+                );
+            }
+        }
+        for target in &change.rule.targets {
+            if let Some(constraint) = foreign_key(member, &target.name)? {
+                return refuse(
+                    format!(
+                        "Foreign key \"{constraint}\" of {} would reject what the old application writes.",
+                        table.name()
+                    ),
+                    "Add it after the contract.",
                 );
             }
         }

@@ -339,6 +339,7 @@ fn sizes(procedure: &Procedure, change: &Change) -> Result<Vec<(pg_sys::Oid, u32
 
 /// Settles all diverged rows by one side.
 pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), Error> {
+    procedure.transaction(|| check_repair(change, task))?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
     for (relation, blocks) in sizes(procedure, change)? {
         let mut next = 0;
@@ -369,5 +370,18 @@ pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), 
         format_count(repaired),
         format_count(counts.diverged.unsigned_abs())
     );
+    Ok(())
+}
+
+/// Rows are repaired without firing triggers, and so without checking foreign keys.
+fn check_repair(change: &Change, task: Task) -> Result<(), Error> {
+    let source = change.rule.source.current_name();
+    for relation in lock::tree(change.relation) {
+        if task == Task::NewWins
+            && let Some(constraint) = crate::ddl::foreign_key(relation, source)?
+        {
+            return Err(Error::ForeignKey { change: change.name.clone(), column: source.to_owned(), constraint });
+        }
+    }
     Ok(())
 }

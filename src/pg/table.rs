@@ -137,22 +137,32 @@ impl Table {
         (rows >= 0.0).then_some(rows as u64)
     }
 
-    /// Looks a column up by name.
-    pub fn attribute(&self, name: &str) -> Option<Attribute> {
+    /// All columns, by name.
+    pub fn attributes(&self) -> Vec<(String, Attribute)> {
         // SAFETY: the relation is open, and so its tuple descriptor is valid.
         let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att) };
-        descriptor.iter().find(|attribute| !attribute.attisdropped && attribute.name() == name).map(|attribute| {
-            Attribute {
-                number: attribute.attnum,
-                type_oid: attribute.atttypid,
-                typmod: attribute.atttypmod,
-                collation: attribute.attcollation,
-                not_null: attribute.attnotnull,
-                generated: attribute.attgenerated != 0,
-                identity: attribute.attidentity != 0,
-                inherited: attribute.attinhcount > 0,
-            }
-        })
+        descriptor
+            .iter()
+            .filter(|attribute| !attribute.attisdropped)
+            .map(|attribute| {
+                let found = Attribute {
+                    number: attribute.attnum,
+                    type_oid: attribute.atttypid,
+                    typmod: attribute.atttypmod,
+                    collation: attribute.attcollation,
+                    not_null: attribute.attnotnull,
+                    generated: attribute.attgenerated != 0,
+                    identity: attribute.attidentity != 0,
+                    inherited: attribute.attinhcount > 0,
+                };
+                (attribute.name().to_owned(), found)
+            })
+            .collect()
+    }
+
+    /// Looks a column up by name.
+    pub fn attribute(&self, name: &str) -> Option<Attribute> {
+        self.attributes().into_iter().find(|(known, _)| known == name).map(|(_, attribute)| attribute)
     }
 
     /// A column's name.
@@ -291,7 +301,7 @@ pub struct Writer<'t> {
     locked: *mut pg_sys::TupleTableSlot,
     columns: Vec<i16>,
     has_generated: bool,
-    has_checks: bool,
+    checks: Checks,
 }
 
 impl<'t> Writer<'t> {
@@ -321,8 +331,7 @@ impl<'t> Writer<'t> {
                 new: pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual),
                 locked: pg_sys::table_slot_create(table.raw(), std::ptr::null_mut()),
                 has_generated,
-                // A CHECK that is NOT VALID and does not concern the columns must not stand in the way.
-                has_checks: !constraints.is_null() && (has_generated || checks_mention(&*constraints, &columns)),
+                checks: Checks::new(table, &columns, state),
                 columns,
             }
         }
@@ -351,7 +360,8 @@ impl<'t> Writer<'t> {
             if self.has_generated {
                 compute_stored_generated(self.result, self.state, new);
             }
-            if self.has_checks {
+            if !self.checks.hold(new, self.state) {
+                // Raises PostgreSQL's error.
                 pg_sys::ExecConstraints(self.result, new, self.state);
             }
             let mut tid = (*old).tts_tid;
@@ -488,19 +498,63 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Whether a CHECK constraint looks at one of the columns, or at the whole row.
-unsafe fn checks_mention(constraints: &pg_sys::TupleConstr, columns: &[i16]) -> bool {
-    // SAFETY: the array has `num_check` elements, each with its expression as text that PostgreSQL wrote.
-    unsafe {
-        (0..constraints.num_check as usize).any(|index| {
-            let check = &*constraints.check.add(index);
-            let mut mentioned: *mut pg_sys::Bitmapset = std::ptr::null_mut();
-            pg_sys::pull_varattnos(pg_sys::stringToNode(check.ccbin).cast(), 1, &mut mentioned);
-            columns.iter().chain([&0]).any(|number| {
-                let member = i32::from(*number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
-                pg_sys::bms_is_member(member, mentioned)
-            })
-        })
+/// The constraints of a table that a writer's columns can violate. Others may be NOT VALID and violated already, which is
+/// nothing that the writer has to do with.
+struct Checks {
+    expressions: Vec<*mut pg_sys::ExprState>,
+    not_null: Vec<i16>,
+}
+
+impl Checks {
+    /// # Safety
+    /// `state` lives as long as the result.
+    unsafe fn new(table: &Table, columns: &[i16], state: *mut pg_sys::EState) -> Checks {
+        let attributes = table.attributes();
+        let generated = attributes.iter().filter(|(_, attribute)| attribute.generated).map(|(_, it)| it.number);
+        let written: Vec<i16> = columns.iter().copied().chain(generated).collect();
+        let not_null = attributes
+            .iter()
+            .filter(|(_, attribute)| attribute.not_null && written.contains(&attribute.number))
+            .map(|(_, attribute)| attribute.number)
+            .collect();
+        let mut expressions = Vec::new();
+        // SAFETY: the array has `num_check` elements, each with its expression as text that PostgreSQL wrote.
+        unsafe {
+            let constraints = (*(*table.raw()).rd_att).constr;
+            let count = if constraints.is_null() { 0 } else { (*constraints).num_check as usize };
+            for index in 0..count {
+                let expression = pg_sys::stringToNode((*(*constraints).check.add(index)).ccbin);
+                let mut mentioned: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+                pg_sys::pull_varattnos(expression.cast(), 1, &mut mentioned);
+                // Number 0 stands for the whole row.
+                let concerned = written.iter().chain([&0]).any(|number| {
+                    let member = i32::from(*number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+                    pg_sys::bms_is_member(member, mentioned)
+                });
+                if concerned {
+                    expressions.push(pg_sys::ExecPrepareExpr(expression.cast(), state));
+                }
+            }
+        }
+        Checks { expressions, not_null }
+    }
+
+    /// # Safety
+    /// The slot holds a row of the table, all columns read.
+    unsafe fn hold(&self, slot: *mut pg_sys::TupleTableSlot, state: *mut pg_sys::EState) -> bool {
+        if self.expressions.is_empty() && self.not_null.is_empty() {
+            return true;
+        }
+        // SAFETY: the expressions were prepared for this state; the context is the state's own.
+        unsafe {
+            let mut context = (*state).es_per_tuple_exprcontext;
+            if context.is_null() {
+                context = pg_sys::MakePerTupleExprContext(state);
+            }
+            (*context).ecxt_scantuple = slot;
+            self.not_null.iter().all(|number| !*(*slot).tts_isnull.add(*number as usize - 1))
+                && self.expressions.iter().all(|expression| pg_sys::ExecCheck(*expression, context))
+        }
     }
 }
 

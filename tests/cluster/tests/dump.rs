@@ -32,7 +32,6 @@ fn backfill_half(db: &mut Session, table: &str) {
     let (_, result) = call.join();
     assert!(result.is_err_and(|error| error.contains("(57014)")));
     holder.run("ROLLBACK");
-    // PostgreSQL's tables of children and partitions are small: the same block may hold rows that nobody locked.
     let left = pending(db, table);
     assert!((10..ROWS).contains(&left), "{left} rows are pending");
 }
@@ -104,9 +103,8 @@ fn restore(db: &mut Session, dump: &[&str], program: &str, arguments: &[&str]) -
     Session::connect(cluster.config(&copy, "postgres", "test"))
 }
 
-/// Both applications write, and each sees what the other wrote.
+/// Both applications write, and each sees what the other wrote. Row 1 is from before the change.
 fn both_write(db: &mut Session, table: &str) {
-    // As an application would find the column: fenced, it is for the new application alone.
     let old = if table == "fenced" { "street_zdd_fenced" } else { "street" };
     db.run(&format!(
         "INSERT INTO {table} (id, {old}) VALUES (10001, 'Oak 1'), (10002, 'Ash 2');

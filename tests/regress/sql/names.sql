@@ -23,7 +23,7 @@ insert into "order" ("from", "Höhe {m}", "B\reite") values ('c', 2.5, 3) return
 insert into "order" ("select", "größe in m²") values ('d e', '4 x 5') returning *;
 \! tests/regress/session "call zdd.backfill('order.select')"
 \! tests/regress/session "call zdd.backfill('höhe '' \" \\ {} %s')"
-table "order";
+select * from "order" order by "select";
 select zdd.fence('order.select');
 select zdd.fence('höhe '' " \ {} %s');
 \d "order"
