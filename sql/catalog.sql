@@ -1,6 +1,7 @@
 -- What pg_zdd knows. Only the extension's functions write here; the views in views.sql are for reading.
 
 create sequence zdd.change_id_seq;
+comment on sequence zdd.change_id_seq is 'Ids of changes.';
 
 create table zdd.change (
     id bigint primary key default nextval('zdd.change_id_seq'),
@@ -30,6 +31,7 @@ comment on column zdd.change.batch_target is 'How long the work of one backfill 
 comment on column zdd.change.max_rows_per_second is 'Most rows that the backfill splits per second; NULL for no limit.';
 
 create sequence zdd.event_id_seq;
+comment on sequence zdd.event_id_seq is 'Ids of events, in their order.';
 
 create table zdd.event (
     id bigint primary key default nextval('zdd.event_id_seq'),

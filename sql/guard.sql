@@ -1,13 +1,13 @@
--- The guard looks at the state that DDL leaves behind. It runs with the rights of the extension's owner, so that it
--- can read the catalog; it changes nothing but the state of changes whose table is gone.
+-- The guard looks at the state that DDL leaves behind. It runs with the rights of whoever runs the DDL, so that it
+-- knows who makes a sync trigger; the library reads the catalog with its own.
 
 create function zdd.guard() returns event_trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     touched oid[];
 begin
-    if not exists (select from zdd.change where relation is not null) then
+    if not exists (select from zdd.changes where phase not in ('contracted', 'rolled_back')) then
         -- A stray sync trigger is refused all the same.
         if tg_tag = 'CREATE TRIGGER' then
             perform zdd._check_guard(null);
@@ -18,7 +18,11 @@ begin
             select from pg_event_trigger_dropped_objects() as d
             where not d.is_temporary and d.object_type not in ('index', 'view', 'materialized view', 'sequence', 'rule')
         ) then
-            perform zdd._check_guard(null);
+            perform zdd._check_guard(
+                null,
+                array_agg(d.objid) filter (where d.object_type = 'table column'),
+                array_agg(d.address_names[3]) filter (where d.object_type = 'table column'))
+            from pg_event_trigger_dropped_objects() as d;
         end if;
     else
         -- DDL on relations concerns the changes of those relations; any other DDL may concern all.
@@ -45,6 +49,8 @@ comment on function zdd.guard() is
 
 create event trigger pg_zdd_guard on ddl_command_end execute function zdd.guard();
 create event trigger pg_zdd_guard_drop on sql_drop execute function zdd.guard();
+comment on event trigger pg_zdd_guard is 'Calls zdd.guard().';
+comment on event trigger pg_zdd_guard_drop is 'Calls zdd.guard().';
 
 -- The legal moves are written down in one place, in the library.
 create function zdd.check_phase() returns trigger

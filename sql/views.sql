@@ -23,7 +23,19 @@ comment on view zdd.changes is 'One row per change: where it stands and what its
 comment on column zdd.changes.rows_split is 'Rows that the backfill has split so far; live writes do not count.';
 
 create view zdd.events as
-select e.at, e.change, e.event, e.detail, e.role
+select
+    e.at,
+    e.change,
+    e.event,
+    -- An error may quote a row.
+    case
+        when e.event <> 'error' or exists (
+            select from zdd.change as c
+            join pg_class as t on t.oid = c.relation
+            where c.id = e.change_id and pg_has_role(t.relowner, 'usage')
+        ) then e.detail
+    end as detail,
+    e.role
 from zdd.event as e
 order by e.id;
 comment on view zdd.events is 'Everything that happened to changes: when, what, by whom.';
@@ -78,7 +90,10 @@ select
     (select count(*) from zdd.skipped as k where k.change_id = c.id) as skipped_blocks,
     b.waiting_for,
     b.waiting_since,
-    b.last_error,
+    case
+        when exists (select from pg_class as t where t.oid = c.relation and pg_has_role(t.relowner, 'usage'))
+            then b.last_error
+    end as last_error,
     b.last_error_at,
     l.started_at,
     l.updated_at
@@ -91,4 +106,5 @@ where c.phase = 'expanding'
 order by c.started_at;
 comment on view zdd.progress is 'One row per backfill that is not finished: how far it is, how fast, and what it waits for.';
 comment on column zdd.progress.workers is 'Sessions working on it right now; 0 when it is paused or was interrupted.';
+comment on column zdd.progress.last_error is 'Shown to the owner of the table: it may quote a row.';
 comment on column zdd.progress.eta is 'Time left at the average speed so far.';

@@ -62,6 +62,9 @@ fn split_column(
     let table = owned_table(draft.relation)?;
     ddl::check_table(&table, &draft.source)?;
     let change = change.unwrap_or_else(|| format!("{}.{}", table.bare_name(), draft.source));
+    if change.is_empty() {
+        Err(Error::BadNumber { argument: "change", value: "\"\"".into(), allowed: "any other name" })?;
+    }
     let rule = draft.rule(&table, change, conflict)?;
     // Everything about the rule that can be wrong is found before anything is locked.
     draft.bind(rule.clone(), &table)?;
@@ -332,12 +335,20 @@ fn contract_change(
     Ok(contract::contract(&procedure, &change.name, &change, consent)?)
 }
 
-/// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL.
+/// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL. The
+/// other two are the tables and names of dropped columns.
 #[pg_extern(sql = r#"
-create function zdd._check_guard(touched oid[]) returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+create function zdd._check_guard(touched oid[], dropped_from oid[] default '{}', dropped_columns text[] default '{}')
+returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
-fn check_guard(touched: Option<Vec<pg_sys::Oid>>) -> Result<(), ErrorReport> {
-    Ok(guard::check(touched.as_deref())?)
+fn check_guard(
+    touched: Option<Vec<pg_sys::Oid>>,
+    dropped_from: Option<Vec<pg_sys::Oid>>,
+    dropped_columns: Option<Vec<String>>,
+) -> Result<(), ErrorReport> {
+    let dropped: Vec<(pg_sys::Oid, String)> =
+        dropped_from.unwrap_or_default().into_iter().zip(dropped_columns.unwrap_or_default()).collect();
+    Ok(guard::check(touched.as_deref(), &dropped)?)
 }
 
 /// Called by the catalog: an error if a change may not move from one phase to the other.
@@ -346,8 +357,9 @@ create function zdd._check_move(change text, source text, destination text) retu
 language c strict immutable as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn check_move(change: &str, source: &str, destination: &str) -> Result<(), ErrorReport> {
-    let phase = |word: &str| word.parse().map_err(|()| Error::Spi(format!("unknown phase {word}")));
-    let moved = crate::phase::move_to(phase(source)?, phase(destination)?);
+    // What is no phase at all is left to the table's own check.
+    let (Ok(source), Ok(destination)) = (source.parse(), destination.parse()) else { return Ok(()) };
+    let moved = crate::phase::move_to(source, destination);
     Ok(moved.map_err(|illegal| Error::Move { change: change.to_owned(), illegal })?)
 }
 
@@ -506,7 +518,7 @@ fn batch_time(interval: Interval) -> Result<Duration, Error> {
     let micros = i64::try_from(micros).ok().filter(|micros| ALLOWED.contains(micros));
     micros.map(|micros| Duration::from_micros(micros.unsigned_abs())).ok_or_else(|| Error::BadNumber {
         argument: "batch_target",
-        value: format!("{} µs", interval.as_micros()),
+        value: format!("{} microseconds", interval.as_micros()),
         allowed: "an interval from 1 millisecond to 10 seconds",
     })
 }

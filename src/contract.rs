@@ -91,7 +91,7 @@ fn check(change: &Change, consent: Consent) -> Result<(), Error> {
             change: change.name.clone(),
             phase: change.phase,
             action: "contract",
-            hint: "Split the remaining rows first with CALL zdd.backfill(…).",
+            hint: "Split the remaining rows first with CALL zdd.backfill(...).",
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;

@@ -81,6 +81,8 @@ fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
     let members: Vec<pg_sys::Oid> = lock::tree(relation);
     let sql = "select distinct case when k.pid is null then
              format('prepared transaction %L of role %s, prepared at %s', p.gid, p.owner, p.prepared)
+         when a.state is null then
+             format('pid %s, %s', k.pid, coalesce(a.usename::text, a.backend_type, 'unknown'))
          else
              format('pid %s, %s, %s in transaction since %s: %s', k.pid, a.usename, a.state, a.xact_start, left(a.query, 200))
          end
@@ -137,7 +139,7 @@ pub struct Request {
 /// under it.
 pub fn check_table(table: &Table, source: &str) -> Result<(), Error> {
     let relation = table.name();
-    if table.is_system() {
+    if table.is_system() || relation.starts_with("zdd.") {
         return Err(Error::SystemTable { relation });
     }
     let what = match table.kind() {
@@ -192,7 +194,7 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
                        and d.objid = p.partrelid and d.refobjid = p.partrelid
                        and d.refclassid = d.classid and d.deptype = 'i'
                    join pg_attribute as a on a.attrelid = p.partrelid
-                       and a.attnum = d.refobjsubid
+                       and a.attnum = d.objsubid
                    where p.partrelid = $1";
         let source = &request.rule.source.name;
         let other_parent = "select i.inhparent::regclass::text from pg_inherits as i
@@ -271,14 +273,15 @@ fn add_columns(table: &str, columns: &[ColumnDefinition]) -> Vec<String> {
 
 /// Grants on the new columns what was granted on the old one.
 fn grant_as_source(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<(), Error> {
-    let sql = "select format('GRANT %s (%%s) ON %%s TO %s%s', x.privilege_type,
+    let sql = "select format('GRANT %s (%s) ON %s TO %s%s', x.privilege_type, $3::text, $4::text,
             case x.grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(x.grantee)) end,
             case when x.is_grantable then ' WITH GRANT OPTION' else '' end)
         from pg_attribute as a, aclexplode(a.attacl) as x
         where a.attrelid = $1 and a.attname = $2::text::name";
     let columns: Vec<String> = rule.targets.iter().map(|target| quote(&target.name)).collect();
-    for template in query_strings(sql, &[relation.into(), rule.source.name.as_str().into()])? {
-        execute(&template.replacen("%s", &columns.join(", "), 1).replacen("%s", name, 1))?;
+    let args = [relation.into(), rule.source.name.as_str().into(), columns.join(", ").into(), name.into()];
+    for statement in query_strings(sql, &args)? {
+        execute(&statement)?;
     }
     Ok(())
 }
@@ -446,6 +449,9 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
         }
         Ok::<_, Error>(())
     })?;
+    let mut rule = change.rule.clone();
+    rule.source.renamed_to = None;
+    catalog::set_rule(change, &rule)?;
     catalog::set_phase(change, Phase::RolledBack, json!({ "dropped": targets }))
 }
 
@@ -555,7 +561,7 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
             left join pg_index as i on d.classid = 'pg_class'::regclass
                 and d.objsubid = 0 and i.indexrelid = d.objid
             where f.adnum = d.attnum
-                or ((k.contype in ('c', 'u', 'p', 'x', 'n') or i.indexrelid is not null)
+                or ((k.contype in ('c', 'u', 'x', 'n') or (i.indexrelid is not null and not i.indisprimary))
                     and not exists (
                         select 1 from pg_depend as o
                         where o.classid = d.classid and o.objid = d.objid

@@ -118,13 +118,22 @@ fn list<T: AsRef<str>>(names: &[T]) -> String {
 fn shown(value: &str) -> String {
     const MOST: usize = 100;
     match value.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}… ({} bytes)", &value[..end], value.len()),
+        Some((end, _)) => format!("{}... ({} bytes)", &value[..end], value.len()),
         None => value.to_owned(),
     }
 }
 
 fn rows(count: i64) -> String {
     if count == 1 { "1 row".into() } else { format!("{count} rows") }
+}
+
+fn tries(count: u32) -> String {
+    if count == 1 { "1 attempt".into() } else { format!("{count} attempts") }
+}
+
+/// A verb that agrees with a number of rows.
+fn agree(count: i64, singular: &'static str, plural: &'static str) -> &'static str {
+    if count == 1 { singular } else { plural }
 }
 
 impl Error {
@@ -288,10 +297,10 @@ impl Error {
                 format!("column \"{column}\" of {relation} is already part of an active change"),
             )
             .detail(format!("The change is \"{change}\"."))
-            .hint("Finish it with CALL zdd.contract(…), or give it up with SELECT zdd.rollback(…)."),
+            .hint("Finish it with CALL zdd.contract(...), or give it up with SELECT zdd.rollback(...)."),
             ChangeExists { change } => {
                 parts(Code::ERRCODE_DUPLICATE_OBJECT, format!("there is already an active change \"{change}\""))
-                    .hint("Choose another name with change => '…'.")
+                    .hint("Choose another name with change => '...'.")
             }
             LateTrigger { relation, trigger, ours } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -309,9 +318,9 @@ impl Error {
                 format!("could not lock {relation} within {}", format_duration(*patience)),
             )
             .detail(if blockers.is_empty() {
-                format!("Gave up after {attempts} attempts; whoever held the lock has just released it.")
+                format!("Gave up after {}; whoever held the lock has just released it.", tries(*attempts))
             } else {
-                format!("Gave up after {attempts} attempts. The lock is held by:\n{}", blockers.join("\n"))
+                format!("Gave up after {}. The lock is held by:\n{}", tries(*attempts), blockers.join("\n"))
             })
             .hint("Try again when they have ended, end them with pg_terminate_backend(pid), or raise zdd.lock_patience."),
             NoSuchChange { change } => {
@@ -322,7 +331,7 @@ impl Error {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("change \"{change}\" is {}, which is final", phase.as_str()),
             )
-            .hint("Begin a new one with zdd.split_column(…)."),
+            .hint("Begin a new one with zdd.split_column(...)."),
             Move { change, illegal } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("change \"{change}\": {illegal}"),
@@ -345,12 +354,16 @@ impl Error {
             }),
             NullViolations { change, rows: count } => parts(
                 Code::ERRCODE_NOT_NULL_VIOLATION,
-                format!("{} of change \"{change}\" have NULL in a new column that is NOT NULL", rows(*count)),
+                format!(
+                    "{} of change \"{change}\" {} NULL in a new column that is NOT NULL",
+                    rows(*count),
+                    agree(*count, "has", "have")
+                ),
             )
             .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them a value through the new columns first."),
             UnmatchedRows { change, rows: count } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("{} of change \"{change}\" are unmatched", rows(*count)),
+                format!("{} of change \"{change}\" {} unmatched", rows(*count), agree(*count, "is", "are")),
             )
             .detail("The split rule does not accept their old value, which would be lost.")
             .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_unmatched => true."),
@@ -375,7 +388,10 @@ impl Error {
                     format_duration(*quiet_period)
                 ),
             })
-            .hint("Fence it with SELECT zdd.fence(change), wait, and see whether anybody misses the column; or say force => true."),
+            .hint(match fenced_for {
+                Some(_) => "Wait, and see whether anybody misses the column; or say force => true.",
+                None => "Fence it with SELECT zdd.fence(change), wait, and see whether anybody misses the column; or say force => true.",
+            }),
             WholeTooLate { change, phase } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("cannot set unmatched to whole while change \"{change}\" is {}", phase.as_str()),
@@ -424,7 +440,7 @@ impl Error {
                 format!("CALL zdd.{procedure} cannot run inside a transaction block"),
             )
             .detail("It commits as it goes.")
-            .hint("Call it on its own, outside BEGIN … COMMIT, functions and DO blocks."),
+            .hint("Call it on its own, outside BEGIN ... COMMIT, functions and DO blocks."),
             NotATrigger => parts(
                 Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "zdd.sync is for the triggers that zdd.split_column creates",
@@ -446,14 +462,14 @@ fn rule_parts(error: &RuleError) -> Parts {
             .hint("The syntax is that of the Rust regex crate: no backreferences and no look-around."),
         RuleError::GroupWithoutTarget { targets, .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
             .detail(format!("The new columns are {}.", list(targets)))
-            .hint("Name each group after a new column; use (?:…) for other groups."),
+            .hint("Name each group after a new column; use (?:...) for other groups."),
         RuleError::TargetWithoutGroup { target, groups } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
             .detail(if groups.is_empty() {
                 "The regex has no named groups.".to_owned()
             } else {
                 format!("The named groups are {}.", list(groups))
             })
-            .hint(format!("Add a group (?<{target}>…).")),
+            .hint(format!("Add a group (?<{target}>...).")),
         RuleError::EmptyDelimiter => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE),
         RuleError::ExpressionCount { .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
             .hint("Give one SQL expression per new column, in their order."),

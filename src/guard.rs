@@ -11,7 +11,8 @@ use crate::ddl::{foreign_key, query_strings, trigger_name};
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{LockMode, tree};
-use crate::pg::security::{acts_for, session_role};
+use crate::pg::security::{acts_for, current_role};
+use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::phase::Phase;
 use crate::rule::Rule;
@@ -33,41 +34,58 @@ pub fn suspended<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Called after DDL on these relations, or on anything when `None`: an error if it breaks a change. A change whose table
-/// is gone is over.
-pub fn check(touched: Option<&[pg_sys::Oid]>) -> Result<(), Error> {
+/// Called after DDL on these relations, or on anything when `None`: an error if it breaks a change. `dropped` are columns,
+/// as table and name. A change whose table is gone is over.
+pub fn check(touched: Option<&[pg_sys::Oid]>, dropped: &[(pg_sys::Oid, String)]) -> Result<(), Error> {
     if SUSPENDED.get() > 0 {
         return Ok(());
     }
     for change in catalog::all()? {
-        if touched.is_some_and(|touched| !tree(change.relation).iter().any(|member| touched.contains(member))) {
+        if !Table::exists(change.relation) {
+            catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
             continue;
         }
-        match Table::open(change.relation, LockMode::AccessShare) {
-            None => catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?,
-            Some(table) if guc::guard() => match (check_table(&change, &table), catalog::is_guarded(change.id)?) {
-                (Ok(()), false) => catalog::set_guarded(change.id)?,
-                // A dump brings back the change first, and its triggers one by one.
-                (Err(_), false) => {}
-                (checked, true) => checked?,
-            },
-            Some(_) => {}
+        let members = tree(change.relation);
+        if !guc::guard() || touched.is_some_and(|touched| !members.iter().any(|member| touched.contains(member))) {
+            continue;
+        }
+        // A column of the same name may have been added at once, but what was in it is gone.
+        let lost = dropped.iter().find(|(table, column)| {
+            let mut columns = change.rule.targets.iter().map(|target| target.name.as_str());
+            members.contains(table)
+                && (columns.any(|name| name == column) || change.rule.source.current_name() == column)
+        });
+        if let Some((_, column)) = lost {
+            let message = format!("Column \"{column}\" would be dropped.");
+            return Err(Error::Guard { change: change.name, message, hint: WAIT });
+        }
+        let Some(table) = Table::open(change.relation, LockMode::AccessShare) else { continue };
+        match (check_table(&change, &table), catalog::is_guarded(change.id)?) {
+            (Ok(()), false) => catalog::set_guarded(change.id)?,
+            // A dump brings back the change first, and its triggers one by one.
+            (Err(_), false) => {}
+            (checked, true) => checked?,
         }
     }
     if guc::guard() && touched.is_none() { check_strangers() } else { Ok(()) }
 }
 
+const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(...).";
+
 fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
     let refuse = |message: String, hint| Err(Error::Guard { change: change.name.clone(), message, hint });
-    const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(…).";
     let trigger = trigger_name(&change.name);
     for member in tree(root.oid()) {
         let Some(table) = Table::open(member, LockMode::AccessShare) else { continue };
         if table.kind() == 'f' {
             return refuse(format!("{} is a foreign table: its rows cannot be kept in sync.", table.name()), WAIT);
         }
-        if let Err(error) = Binding::to_table(change.rule.clone(), &table) {
-            return refuse(format!("{}.", error.message()), WAIT);
+        // A function that the rule calls may be gone, which is PostgreSQL's error.
+        match catch(|| Binding::to_table(change.rule.clone(), &table).map(drop)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return refuse(sentence(&error.message()), WAIT),
+            Err(error) if error.is_about_data() => return refuse(sentence(&error.message()), WAIT),
+            Err(error) => error.rethrow(),
         }
         for target in &change.rule.targets {
             if table.attribute(&target.name).is_some_and(|column| column.not_null) {
@@ -96,7 +114,7 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
             None => {
                 return refuse(
                     format!("{} would not have the sync trigger \"{trigger}\".", table.name()),
-                    "Do without a child table, or give up the change with SELECT zdd.rollback(…), until the change is over.",
+                    "Do without a child table, or give up the change with SELECT zdd.rollback(...), until the change is over.",
                 );
             }
             Some((enabled, _)) if enabled != "O" => {
@@ -118,6 +136,12 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A message as a sentence of its own.
+fn sentence(message: &str) -> String {
+    let mut letters = message.chars();
+    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
 /// The sync trigger of this name: tgenabled, and whether it carries this rule.
@@ -150,10 +174,12 @@ fn check_strangers() -> Result<(), Error> {
         let name = trigger_name(&change.name);
         known.extend(tree(change.relation).into_iter().map(|member| format!("{} {name}", member.to_u32())));
     }
-    for stranger in query_strings(sql, &[])?.into_iter().filter(|trigger| !known.contains(trigger)) {
+    for stranger in query_strings(sql, &[])?.iter().filter(|trigger| !known.contains(trigger)) {
         let (relation, trigger) = stranger.split_once(' ').unwrap_or_default();
         let relation = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare));
-        if let Some(table) = relation.filter(|table| !acts_for(session_role(), table.owner())) {
+        // In a table with a change nobody may: a second trigger would break its writes.
+        let is_changed = |table: &Table| known.iter().any(|it| it.starts_with(&format!("{} ", table.oid().to_u32())));
+        if let Some(table) = relation.filter(|it| is_changed(it) || !acts_for(current_role(), it.owner())) {
             return Err(Error::StrangeTrigger { trigger: trigger.to_owned(), relation: table.name() });
         }
     }

@@ -85,4 +85,5 @@ pub fn register() {
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
+    crate::pg::reserve_settings();
 }

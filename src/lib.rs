@@ -32,6 +32,7 @@ extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
 #[allow(non_snake_case)]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    pg::disable_backtraces();
     guc::register();
 }
 

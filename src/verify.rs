@@ -107,8 +107,9 @@ pub struct Mismatch {
     pub kind: &'static str,
 }
 
-/// Finds up to so many rows that are not plainly in sync.
+/// Finds up to so many rows that are not plainly in sync; lossy ones only where there are not enough others.
 fn find(change: &Change, table: &Table, max_rows: usize, found: &mut Vec<Mismatch>) -> Result<(), Error> {
+    let mut lossy = Vec::new();
     struct Enough;
     let binding = Binding::to_table(change.rule.clone(), table)?;
     let scan = as_owner(table.owner(), || {
@@ -121,16 +122,22 @@ fn find(change: &Change, table: &Table, max_rows: usize, found: &mut Vec<Mismatc
                 RowState::Pending => "pending",
                 RowState::Diverged => "diverged",
                 _ if binding.null_violation(targets).is_some() => "null_violation",
-                RowState::Lossy => "lossy",
+                RowState::Lossy => {
+                    if lossy.len() < max_rows {
+                        lossy.push(Mismatch { relation: table.oid(), tid: row.tid(), kind: "lossy" });
+                    }
+                    return Ok(());
+                }
                 RowState::InSync => return Ok(()),
             };
             found.push(Mismatch { relation: table.oid(), tid: row.tid(), kind });
             Ok(())
         })
     });
-    match scan {
-        Ok(()) | Err(Enough) => Ok(()),
-    }
+    let (Ok(()) | Err(Enough)) = scan;
+    found.extend(lossy);
+    found.truncate(max_rows);
+    Ok(())
 }
 
 /// A row of `zdd.mismatches`.

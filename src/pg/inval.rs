@@ -18,7 +18,21 @@ pub fn listen(listener: Listener) {
     if LISTENER.get().is_none() {
         LISTENER.set(Some(listener));
         // SAFETY: the callback is a plain function that lives as long as the library, which is never unloaded.
-        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(on_relcache), pg_sys::Datum::from(0)) };
+        unsafe {
+            let none = pg_sys::Datum::from(0);
+            pg_sys::CacheRegisterRelcacheCallback(Some(on_relcache), none);
+            // Functions of SQL rules may be inlined, and types may be altered.
+            for cache in [pg_sys::SysCacheIdentifier::PROCOID, pg_sys::SysCacheIdentifier::TYPEOID] {
+                pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(on_syscache), none);
+            }
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn on_syscache(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    if let Some(listener) = LISTENER.get() {
+        listener(None);
     }
 }
 

@@ -49,3 +49,20 @@ pub(crate) unsafe fn tag<T>(node: *const T) -> pg_sys::NodeTag {
     // SAFETY: every node begins with its tag.
     unsafe { (*node.cast::<pg_sys::Node>()).type_ }
 }
+
+/// Tells PostgreSQL that settings which begin with "zdd." are ours, so that it warns of misspelt ones.
+pub fn reserve_settings() {
+    // SAFETY: the prefix is a constant; PostgreSQL copies it.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        pg_sys::EmitWarningsOnPlaceholders(c"zdd".as_ptr());
+        #[cfg(not(feature = "pg14"))]
+        pg_sys::MarkGUCPrefixReserved(c"zdd".as_ptr());
+    }
+}
+
+/// Keeps Rust's backtraces out of the DETAIL of errors, whatever the environment of the server says.
+pub fn disable_backtraces() {
+    // SAFETY: a backend has one thread.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") }
+}

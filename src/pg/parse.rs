@@ -106,7 +106,24 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
             let name = with_settings(BUILT_IN, || c_string(pg_sys::generate_collation_name(collation)));
             definition.collation = Some(name);
         }
-        for constraint in list_of::<pg_sys::Constraint>((*column).constraints) {
+        let constraints = list_of::<pg_sys::Constraint>((*column).constraints);
+        let times = |kind| constraints.iter().filter(|constraint| (***constraint).contype == kind).count();
+        if times(pg_sys::ConstrType::CONSTR_NULL) > 0 && times(pg_sys::ConstrType::CONSTR_NOTNULL) > 0 {
+            let message = format!("conflicting NULL/NOT NULL declarations for column \"{}\"", definition.name);
+            return Err(Error::ColumnSyntax { message });
+        }
+        if times(pg_sys::ConstrType::CONSTR_DEFAULT) > 1 {
+            let message = format!("multiple default values specified for column \"{}\"", definition.name);
+            return Err(Error::ColumnSyntax { message });
+        }
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let has_storage = false;
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let has_storage = !(*column).storage_name.is_null();
+        if has_storage || !(*column).compression.is_null() || !(*column).fdwoptions.is_null() {
+            return Err(Error::ColumnConstraint { column: definition.name });
+        }
+        for constraint in constraints {
             use pg_sys::ConstrType;
             match (*constraint).contype {
                 ConstrType::CONSTR_NULL => {}
@@ -166,12 +183,27 @@ pub(super) unsafe fn expression(argument: &'static str, text: &str) -> Result<*m
             [target]
                 if clauses.iter().all(|clause| clause.is_null())
                     && nodes.iter().all(|node| node.is_null())
-                    && (**target).name.is_null() =>
+                    && (**target).name.is_null()
+                    && !is_star((**target).val) =>
             {
                 Ok((**target).val)
             }
             _ => Err(not_one()),
         }
+    }
+}
+
+/// Whether a node is `*`, which the parser takes for an expression.
+///
+/// # Safety
+/// `node` comes from the parser.
+unsafe fn is_star(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag says which kind of node it is.
+    unsafe {
+        tag(node) == NodeTag::T_ColumnRef
+            && list_of::<pg_sys::Node>((*node.cast::<pg_sys::ColumnRef>()).fields)
+                .into_iter()
+                .any(|field| tag(field) == NodeTag::T_A_Star)
     }
 }
 

@@ -61,6 +61,12 @@ impl Table {
         (!relation.is_null()).then(|| Table { relation, borrowed: false })
     }
 
+    /// Whether there is such a relation, without a lock.
+    pub fn exists(oid: pg_sys::Oid) -> bool {
+        // SAFETY: looks the OID up; NULL when there is none.
+        unsafe { !pg_sys::get_rel_name(oid).is_null() }
+    }
+
     /// # Safety
     /// `relation` is open for longer than the result is used.
     pub(super) unsafe fn borrowed(relation: pg_sys::Relation) -> Table {
