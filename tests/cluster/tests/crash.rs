@@ -221,11 +221,10 @@ fn two_changes_of_one_table_at_once() {
     for backfill in [street, name] {
         backfill.join().1.expect("the backfill succeeds");
     }
+    // Whichever backfill comes to a row first splits it for both changes, and counts it.
+    assert_eq!(db.number("SELECT sum(rows_split) FROM zdd.changes"), 30_000);
     for change in ["address.street", "address.name"] {
-        assert_eq!(
-            db.text(&format!("SELECT phase, rows_split FROM zdd.changes WHERE change = '{change}'")),
-            "expanded|30000"
-        );
+        assert_eq!(db.text(&format!("SELECT phase FROM zdd.changes WHERE change = '{change}'")), "expanded");
         assert_eq!(db.text(&format!("SELECT in_sync FROM zdd.verify('{change}')")), "30000");
     }
 }

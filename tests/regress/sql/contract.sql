@@ -179,6 +179,11 @@ select zdd.split_column('referenced', 'a', 'b text, c text', delimiter => ' ');
 call zdd.contract('referenced.a', force => true);
 :refused
 drop table referencing;
+:remember
+call zdd.contract('referenced.a', force => true);
+:refused
+alter table referenced drop constraint referenced_pkey, add primary key (b, c);
+alter table referenced drop constraint referenced_pkey;
 call zdd.contract('referenced.a', force => true);
 \d referenced
 

@@ -19,6 +19,12 @@ alter table t drop column b;
 :refused
 alter table t drop column c cascade;
 :refused
+alter table t drop column a, add column a text;
+:refused
+alter table t drop column b, add column b text;
+:refused
+alter table parted drop column x, add column x text;
+:refused
 alter table t rename column a to a2;
 :refused
 alter table t rename column b to b2;
@@ -27,6 +33,14 @@ alter table t alter column a type varchar(10);
 :refused
 alter table t alter column c type integer using c::integer;
 :refused
+create domain word as text;
+create table typed (a text);
+select zdd.split_column('typed', 'a', 'x app.word, y text', delimiter => ' ');
+:remember
+drop domain word cascade;
+:refused
+drop table typed;
+:remember
 
 -- Constraints that the old application's writes would break.
 alter table t alter column b set not null;
@@ -37,6 +51,19 @@ alter table t drop constraint t_pkey, add primary key (id, c);
 :refused
 alter table parted1 alter column x set not null;
 :refused
+create table keys (b text, c text, primary key (b, c));
+create unique index on keys (b);
+:remember
+alter table t add constraint known foreign key (b) references keys (b);
+:refused
+alter table t add constraint known foreign key (b, c) references keys (b, c) not valid;
+:refused
+alter table parted1 add constraint known foreign key (x) references keys (b);
+:refused
+alter table t add constraint known foreign key (a) references keys (b);
+alter table t drop constraint known;
+drop table keys;
+:remember
 
 -- The sync trigger: dropped, disabled, renamed, replaced; and triggers that would come after it.
 drop trigger "~zdd_t.a" on t;
@@ -82,7 +109,18 @@ create trigger "~zdd_t.a" before insert on other for each row execute function z
 create trigger second before insert or update on t for each row execute function zdd.sync('{}');
 set session authorization regress_owner;
 :refused
--- The owner gets no further with one than this.
+-- In a table with a change the owner may not either.
+create trigger second before insert or update on t for each row execute function zdd.sync('{}');
+:refused
+create trigger "~zdd_second" before insert or update on t for each row execute function zdd.sync('{}');
+:refused
+create trigger second after insert on t for each row execute function zdd.sync();
+:refused
+create trigger second before insert or update on parted for each row execute function zdd.sync('{}');
+:refused
+create trigger second before insert or update on parted1 for each row execute function zdd.sync('{}');
+:refused
+-- In others the owner gets no further with one than this.
 create trigger sync before insert on other for each row execute function zdd.sync();
 insert into other values ('x');
 \echo :LAST_ERROR_SQLSTATE
@@ -137,6 +175,7 @@ alter table t add column e text default 'x', alter column d set not null, add ch
 alter table t alter column a set default 'x y', alter column a set statistics 10, alter column b set storage external;
 alter table t alter column a set not null;
 alter table t alter column a drop not null, alter column a drop default;
+alter table t drop column d, add column d text;
 alter table t drop column d;
 create index on t (b);
 create view v as select a, b from t;

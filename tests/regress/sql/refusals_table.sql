@@ -73,6 +73,21 @@ select zdd.split_column('leaf', 'a', 'x text', delimiter => ',');
 select zdd.split_column('child', 'a', 'x text', delimiter => ',');
 :refused
 
+-- A child of two parents that both have the column.
+create table parent2 (a text);
+create table child2 () inherits (parent, parent2);
+create table parent3 (c text);
+create table child3 () inherits (parent2, parent3);
+:remember
+select zdd.split_column('parent', 'a', 'x text', delimiter => ',');
+:refused
+select zdd.split_column('parent2', 'a', 'x text', delimiter => ',');
+:refused
+drop table child2;
+select zdd.split_column('parent2', 'a', 'x text', delimiter => ',');
+select zdd.rollback('parent2.a');
+:remember
+
 -- Partition keys, on every level, in expressions too.
 select zdd.split_column('parted', 'k', 'x text', delimiter => ',');
 :refused

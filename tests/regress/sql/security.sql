@@ -78,6 +78,22 @@ call zdd.contract('t.a', force => true);
 select event, role from zdd.events where change = 't.a';
 select pg_get_userbyid(relowner) from pg_class where oid = 'app.t'::regclass;
 
+-- An error may quote a row: only the owner sees it.
+set session authorization regress_owner;
+create table leaky (a text);
+insert into leaky values ('hush hush');
+alter table leaky add constraint loud check (a <> 'hush hush') not valid;
+select zdd.split_column('leaky', 'a', 'b text, c text', delimiter => ' ');
+\setenv PGUSER regress_owner
+\! tests/regress/session "call zdd.backfill('leaky.a')"
+select last_error from zdd.progress where change = 'leaky.a';
+select event, detail from zdd.events where change = 'leaky.a';
+set session authorization regress_member;
+select last_error from zdd.progress where change = 'leaky.a';
+set session authorization regress_other;
+select change, phase, last_error, last_error_at is not null as has_failed from zdd.progress where change = 'leaky.a';
+select event, detail from zdd.events where change = 'leaky.a';
+
 -- What a rule runs, runs as the table's owner, with no search_path of its own, and may not do more than compute.
 set session authorization regress_owner;
 create function whoami(text) returns text language sql immutable
