@@ -44,6 +44,6 @@ comment on function zdd.rollback(text) is
 'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
 
 comment on function zdd._mismatches(text, integer) is 'Behind zdd.mismatches.';
-comment on function zdd._check_guard(oid[], oid[], text[]) is
+comment on function zdd._check_guard(oid[], oid[], oid[], text[]) is
 'Behind zdd.guard: an error if DDL on these relations, or any if NULL, has broken a change.';
 comment on function zdd._check_move(text, text, text) is 'Behind zdd.check_phase: an error if the move does not exist.';

@@ -6,13 +6,9 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     touched oid[];
+    made oid[];
 begin
-    if not exists (select from zdd.changes where phase not in ('contracted', 'rolled_back')) then
-        -- A stray sync trigger is refused all the same.
-        if tg_tag = 'CREATE TRIGGER' then
-            perform zdd._check_guard(null);
-        end if;
-    elsif tg_event = 'sql_drop' then
+    if tg_event = 'sql_drop' then
         -- What no change can depend on is not worth a look.
         if exists (
             select from pg_event_trigger_dropped_objects() as d
@@ -20,26 +16,28 @@ begin
         ) then
             perform zdd._check_guard(
                 null,
+                '{}',
                 array_agg(d.objid) filter (where d.object_type = 'table column'),
                 array_agg(d.address_names[3]) filter (where d.object_type = 'table column'))
             from pg_event_trigger_dropped_objects() as d;
         end if;
-    else
-        -- DDL on relations concerns the changes of those relations; any other DDL may concern all.
-        select array_agg(c.objid) into touched
-        from pg_event_trigger_ddl_commands() as c
-        where c.schema_name is distinct from 'pg_temp' and c.objid is not null
-            and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT');
-        if touched is null then
-            return;
-        end if;
-        if exists (
-            select from pg_event_trigger_ddl_commands() as c
-            where c.classid <> 'pg_class'::regclass and c.schema_name is distinct from 'pg_temp'
-                and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT')
-        ) then
-            touched := null;
-        end if;
+        return;
+    end if;
+    -- DDL on relations concerns the changes of those relations; any other DDL may concern all.
+    select
+        array_agg(c.objid) filter (where c.classid = 'pg_class'::regclass),
+        array_agg(c.objid) filter (where c.classid = 'pg_trigger'::regclass)
+    into touched, made
+    from pg_event_trigger_ddl_commands() as c
+    where c.schema_name is distinct from 'pg_temp' and c.objid is not null
+        and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT');
+    if exists (
+        select from pg_event_trigger_ddl_commands() as c
+        where c.classid <> 'pg_class'::regclass and c.schema_name is distinct from 'pg_temp'
+            and c.command_tag not in ('GRANT', 'REVOKE', 'COMMENT')
+    ) then
+        perform zdd._check_guard(null, made);
+    elsif touched is not null then
         perform zdd._check_guard(touched);
     end if;
 end

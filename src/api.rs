@@ -336,19 +336,21 @@ fn contract_change(
 }
 
 /// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL. The
-/// other two are the tables and names of dropped columns.
+/// others are the triggers that it made, and the tables and names of the columns that it dropped.
 #[pg_extern(sql = r#"
-create function zdd._check_guard(touched oid[], dropped_from oid[] default '{}', dropped_columns text[] default '{}')
-returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+create function zdd._check_guard(
+    touched oid[], triggers oid[] default '{}', dropped_from oid[] default '{}', dropped_columns text[] default '{}'
+) returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn check_guard(
     touched: Option<Vec<pg_sys::Oid>>,
+    triggers: Option<Vec<pg_sys::Oid>>,
     dropped_from: Option<Vec<pg_sys::Oid>>,
     dropped_columns: Option<Vec<String>>,
 ) -> Result<(), ErrorReport> {
     let dropped: Vec<(pg_sys::Oid, String)> =
         dropped_from.unwrap_or_default().into_iter().zip(dropped_columns.unwrap_or_default()).collect();
-    Ok(guard::check(touched.as_deref(), &dropped)?)
+    Ok(guard::check(touched.as_deref(), &triggers.unwrap_or_default(), &dropped)?)
 }
 
 /// Called by the catalog: an error if a change may not move from one phase to the other.
@@ -457,7 +459,7 @@ impl Draft {
     /// The rule for a table that does not have the new columns yet.
     fn bind(&self, rule: Rule, table: &Table) -> Result<Binding, Error> {
         let targets = self.columns.iter().map(|column| column.column_type.clone()).collect();
-        Binding::to_types(rule, self.source_type(table)?, targets, table.owner())
+        Binding::to_types(rule, self.source_type(table)?, targets, table.rule_owner())
     }
 }
 

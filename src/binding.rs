@@ -71,7 +71,7 @@ impl Binding {
         let source = column(rule.source.current_name(), &rule.source.type_name)?;
         let targets =
             rule.targets.iter().map(|target| column(&target.name, &target.type_name)).collect::<Result<Vec<_>, _>>()?;
-        Binding::new(rule, source, targets, table.owner(), memory)
+        Binding::new(rule, source, targets, table.rule_owner(), memory)
     }
 
     /// Binds a rule to types alone, for columns that do not exist yet.

@@ -6,7 +6,6 @@ use crate::ddl;
 use crate::error::Error;
 use crate::guc;
 use crate::pg::procedure::Procedure;
-use crate::pg::subxact::catch;
 use crate::phase::Phase;
 use crate::verify::Counts;
 
@@ -37,46 +36,29 @@ pub fn contract(procedure: &Procedure, name: &str, change: &Change, consent: Con
             pgrx::info!("{name}: contracted; the old column is gone");
             Ok(())
         }
-        Err(Failure::Refused(error)) => {
+        Err(error) => {
             undo(procedure, name, own_fence)?;
             Err(error)
         }
-        Err(Failure::Raised(error)) => {
-            undo(procedure, name, own_fence)?;
-            error.rethrow()
-        }
-    }
-}
-
-enum Failure {
-    Refused(Error),
-    Raised(crate::pg::subxact::Caught),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Refused(error)
     }
 }
 
 /// The steps behind the fence. Returns the number of lossy rows.
-fn finish(procedure: &Procedure, name: &str, recount: bool, consent: Consent) -> Result<i64, Failure> {
-    let raised = |result: Result<Result<_, Error>, _>| result.map_err(Failure::Raised)?.map_err(Failure::Refused);
+fn finish(procedure: &Procedure, name: &str, recount: bool, consent: Consent) -> Result<i64, Error> {
     let change = procedure.transaction(|| catalog::find(name))?;
     // The old application may have written between the first count and the fence.
     let counts = count(procedure, &change)?;
     if recount {
         refuse_rows(&change, &counts, consent)?;
     }
-    let demanded = procedure.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))?;
-    if demanded {
-        raised(procedure.transaction(|| Ok(catch(|| ddl::validate_not_null(&change))))?)?;
+    if procedure.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
+        procedure.transaction(|| ddl::validate_not_null(&change))?;
     }
-    raised(procedure.transaction(|| Ok(catch(|| ddl::drop_source(&catalog::lock(name)?))))?)?;
+    procedure.transaction(|| ddl::drop_source(&catalog::lock(name)?))?;
     Ok(counts.lossy)
 }
 
-/// Takes back what a contract that was refused has done.
+/// Takes back what a contract that was refused or cancelled has done.
 fn undo(procedure: &Procedure, name: &str, own_fence: bool) -> Result<(), Error> {
     procedure.transaction(|| {
         let change = catalog::lock(name)?;

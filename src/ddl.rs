@@ -210,6 +210,9 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
         if let Some(column) = request.columns.iter().find(|column| table.attribute(&column.name).is_some()) {
             return Err(Error::TargetExists { relation: table.name(), column: column.name.clone() });
         }
+        if let Some(trigger) = guard::stranger(member)? {
+            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
+        }
         if let Some(trigger) = guard::later_trigger(member, &ours)? {
             return Err(Error::LateTrigger { relation: table.name(), trigger, ours });
         }

@@ -7,6 +7,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::spi::SpiError;
 
 use crate::backfill::plan::format_duration;
+use crate::pg::subxact::Caught;
 use crate::phase::{IllegalMove, Phase};
 use crate::rule::RuleError;
 
@@ -15,75 +16,244 @@ use crate::rule::RuleError;
 pub enum Error {
     // Arguments.
     NotColumns,
-    ColumnSyntax { message: String },
-    ColumnConstraint { column: String },
+    ColumnSyntax {
+        message: String,
+    },
+    ColumnConstraint {
+        column: String,
+    },
     TableConstraint,
-    DuplicateTarget { column: String },
-    NotCollatable { column: String, type_name: String },
-    UnsupportedType { column: String, type_name: String },
-    ConstrainedDomain { column: String, type_name: String },
+    DuplicateTarget {
+        column: String,
+    },
+    NotCollatable {
+        column: String,
+        type_name: String,
+    },
+    UnsupportedType {
+        column: String,
+        type_name: String,
+    },
+    ConstrainedDomain {
+        column: String,
+        type_name: String,
+    },
     NoSplitRule,
     SeveralSplitRules,
     NoJoinRule,
     SeveralJoinRules,
     Rule(RuleError),
-    BadWord { argument: &'static str, value: String, allowed: &'static [&'static str] },
-    BadNumber { argument: &'static str, value: String, allowed: &'static str },
-    WholeNeedsText { column: String },
-    UnknownIndexColumn { column: String, targets: Vec<String> },
-    IndexesNotBuilt { table: String, indexes: Vec<String> },
-    NotAnExpression { argument: &'static str, text: String },
-    ExpressionType { argument: &'static str, text: String, found: String, wanted: String },
-    VolatileExpression { argument: &'static str, text: String },
-    MissingArgument { argument: &'static str },
+    BadWord {
+        argument: &'static str,
+        value: String,
+        allowed: &'static [&'static str],
+    },
+    BadNumber {
+        argument: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
+    WholeNeedsText {
+        column: String,
+    },
+    UnknownIndexColumn {
+        column: String,
+        targets: Vec<String>,
+    },
+    IndexesNotBuilt {
+        table: String,
+        indexes: Vec<String>,
+    },
+    NotAnExpression {
+        argument: &'static str,
+        text: String,
+    },
+    ExpressionType {
+        argument: &'static str,
+        text: String,
+        found: String,
+        wanted: String,
+    },
+    VolatileExpression {
+        argument: &'static str,
+        text: String,
+    },
+    MissingArgument {
+        argument: &'static str,
+    },
 
     // The table.
-    NoSuchTable { oid: u32 },
-    NotOwner { relation: String },
-    NotATable { relation: String, what: &'static str },
-    SystemTable { relation: String },
-    TemporaryTable { relation: String },
-    Partition { relation: String, parent: String },
-    InheritedColumn { relation: String, column: String },
-    OtherParent { relation: String, column: String, parent: String },
-    ForeignPartition { relation: String, partition: String },
-    ForeignKey { change: String, column: String, constraint: String },
-    NoSuchColumn { relation: String, column: String },
-    TargetExists { relation: String, column: String },
-    GeneratedSource { relation: String, column: String },
-    PartitionKey { relation: String, column: String },
-    SourceInChange { relation: String, column: String, change: String },
-    ChangeExists { change: String },
-    LateTrigger { relation: String, trigger: String, ours: String },
-    NotUtf8 { encoding: String },
-    LockTimeout { relation: String, attempts: u32, patience: Duration, blockers: Vec<String> },
+    NoSuchTable {
+        oid: u32,
+    },
+    NotOwner {
+        relation: String,
+    },
+    NotATable {
+        relation: String,
+        what: &'static str,
+    },
+    SystemTable {
+        relation: String,
+    },
+    TemporaryTable {
+        relation: String,
+    },
+    Partition {
+        relation: String,
+        parent: String,
+    },
+    InheritedColumn {
+        relation: String,
+        column: String,
+    },
+    OtherParent {
+        relation: String,
+        column: String,
+        parent: String,
+    },
+    ForeignPartition {
+        relation: String,
+        partition: String,
+    },
+    ForeignKey {
+        change: String,
+        column: String,
+        constraint: String,
+    },
+    NoSuchColumn {
+        relation: String,
+        column: String,
+    },
+    TargetExists {
+        relation: String,
+        column: String,
+    },
+    GeneratedSource {
+        relation: String,
+        column: String,
+    },
+    PartitionKey {
+        relation: String,
+        column: String,
+    },
+    SourceInChange {
+        relation: String,
+        column: String,
+        change: String,
+    },
+    ChangeExists {
+        change: String,
+    },
+    LateTrigger {
+        relation: String,
+        trigger: String,
+        ours: String,
+    },
+    NotUtf8 {
+        encoding: String,
+    },
+    LockTimeout {
+        relation: String,
+        attempts: u32,
+        patience: Duration,
+        blockers: Vec<String>,
+    },
 
     // A change and its phases.
-    NoSuchChange { change: String },
-    Final { change: String, phase: Phase },
-    Move { change: String, illegal: IllegalMove },
-    WrongPhase { change: String, phase: Phase, action: &'static str, hint: &'static str },
-    NotInSync { change: String, pending: i64, diverged: i64 },
-    NullViolations { change: String, rows: i64 },
-    UnmatchedRows { change: String, rows: i64 },
-    Dependents { change: String, column: String, what: &'static str, dependents: Vec<String> },
-    InUse { change: String, fenced_for: Option<Duration>, quiet_period: Duration },
-    WholeTooLate { change: String, phase: Phase },
-    TableGone { change: String },
-    BrokenRule { relation: String, message: String },
-    Guard { change: String, message: String, hint: &'static str },
+    NoSuchChange {
+        change: String,
+    },
+    Final {
+        change: String,
+        phase: Phase,
+    },
+    Move {
+        change: String,
+        illegal: IllegalMove,
+    },
+    WrongPhase {
+        change: String,
+        phase: Phase,
+        action: &'static str,
+        hint: &'static str,
+    },
+    NotInSync {
+        change: String,
+        pending: i64,
+        diverged: i64,
+    },
+    NullViolations {
+        change: String,
+        rows: i64,
+    },
+    UnmatchedRows {
+        change: String,
+        rows: i64,
+    },
+    Dependents {
+        change: String,
+        column: String,
+        what: &'static str,
+        dependents: Vec<String>,
+    },
+    InUse {
+        change: String,
+        fenced_for: Option<Duration>,
+        quiet_period: Duration,
+    },
+    WholeTooLate {
+        change: String,
+        phase: Phase,
+    },
+    TableGone {
+        change: String,
+    },
+    BrokenRule {
+        relation: String,
+        message: String,
+    },
+    Guard {
+        change: String,
+        message: String,
+        hint: &'static str,
+    },
 
     // Rows.
-    UnmatchedValue { change: String, column: String, value: String },
-    Conflict { change: String, source: String, targets: String },
-    NotNull { change: String, relation: String, column: String },
-    DoesNotFit { change: String, column: String, type_name: String, value: String },
+    UnmatchedValue {
+        change: String,
+        column: String,
+        value: String,
+    },
+    Conflict {
+        change: String,
+        source: String,
+        targets: String,
+    },
+    NotNull {
+        change: String,
+        relation: String,
+        column: String,
+    },
+    DoesNotFit {
+        change: String,
+        column: String,
+        type_name: String,
+        value: String,
+    },
 
     // Calls.
-    InTransactionBlock { procedure: &'static str },
+    InTransactionBlock {
+        procedure: &'static str,
+    },
     NotATrigger,
-    StrangeTrigger { trigger: String, relation: String },
+    StrangeTrigger {
+        trigger: String,
+        relation: String,
+    },
     Spi(String),
+    /// An error of PostgreSQL's, on its way to the caller.
+    Caught(Caught),
 }
 
 struct Parts {
@@ -222,7 +392,7 @@ impl Error {
             .hint("Cast the result of the expression."),
             VolatileExpression { argument, text } => parts(
                 Code::ERRCODE_INVALID_OBJECT_DEFINITION,
-                format!("{argument} calls a volatile function: {}", shown(text)),
+                format!("the expression of {argument} calls a volatile function: {}", shown(text)),
             )
             .detail("Whether the two sides of a row belong together can only be told if a rule gives the same result every time.")
             .hint("Use immutable or stable functions; mark your own so if they are."),
@@ -260,7 +430,7 @@ impl Error {
                 format!("column \"{column}\" of {relation} is inherited from another table too"),
             )
             .detail(format!("The other parent is {parent}: the column could be neither fenced nor dropped."))
-            .hint("Detach the table from one of its parents with ALTER TABLE … NO INHERIT."),
+            .hint("Detach the table from one of its parents with ALTER TABLE ... NO INHERIT."),
             ForeignKey { change, column, constraint } => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{column}\" of change \"{change}\" has a foreign key"),
@@ -434,7 +604,7 @@ impl Error {
                 format!("the new columns joined are not a value of column \"{column}\", type {type_name}"),
             )
             .detail(format!("Change \"{change}\" would write: {}", shown(value)))
-            .hint("The old application could not read this value. Widen the old column, or write shorter values until the contract."),
+            .hint("The old application could not read this value. Write shorter values until the contract, or roll the change back, widen the old column and begin anew."),
             InTransactionBlock { procedure } => parts(
                 Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
                 format!("CALL zdd.{procedure} cannot run inside a transaction block"),
@@ -449,7 +619,8 @@ impl Error {
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("trigger \"{trigger}\" of {relation} is not one that pg_zdd made"),
             )
-            .hint("Only zdd.split_column makes triggers with the function zdd.sync."),
+            .hint("Only zdd.split_column makes triggers with the function zdd.sync. Drop it."),
+            Caught(error) => parts(error.code(), error.message()),
             Spi(message) => parts(Code::ERRCODE_INTERNAL_ERROR, format!("pg_zdd: {message}")),
         }
     }
@@ -501,6 +672,9 @@ impl From<SpiError> for Error {
 
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> ErrorReport {
+        if let Error::Caught(error) = error {
+            error.rethrow();
+        }
         let Parts { code, message, detail, hint } = error.parts();
         let mut report = ErrorReport::new(code, message, "pg_zdd");
         if let Some(detail) = detail {

@@ -34,9 +34,13 @@ pub fn suspended<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Called after DDL on these relations, or on anything when `None`: an error if it breaks a change. `dropped` are columns,
-/// as table and name. A change whose table is gone is over.
-pub fn check(touched: Option<&[pg_sys::Oid]>, dropped: &[(pg_sys::Oid, String)]) -> Result<(), Error> {
+/// Called after DDL on these relations, or on anything when `None`, that made these triggers: an error if it breaks a change.
+/// `dropped` are columns, as table and name. A change whose table is gone is over.
+pub fn check(
+    touched: Option<&[pg_sys::Oid]>,
+    triggers: &[pg_sys::Oid],
+    dropped: &[(pg_sys::Oid, String)],
+) -> Result<(), Error> {
     if SUSPENDED.get() > 0 {
         return Ok(());
     }
@@ -67,7 +71,11 @@ pub fn check(touched: Option<&[pg_sys::Oid]>, dropped: &[(pg_sys::Oid, String)])
             (checked, true) => checked?,
         }
     }
-    if guc::guard() && touched.is_none() { check_strangers() } else { Ok(()) }
+    if guc::guard() {
+        check_left_alone(touched.unwrap_or_default())?;
+        check_strangers(triggers)?;
+    }
+    Ok(())
 }
 
 const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(...).";
@@ -98,6 +106,15 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                     "Define it NOT NULL in split_column: it is enforced for the new application, and set in the contract.",
                 );
             }
+        }
+        if let Some(trigger) = stranger(member)? {
+            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
+        }
+        if !table.is_partition() && table.owner() != root.owner() {
+            return refuse(
+                format!("{} would have another owner than {}.", table.name(), root.name()),
+                "The rule of a change runs with the rights of one owner: change the owner of all its tables after the contract.",
+            );
         }
         for target in &change.rule.targets {
             if let Some(constraint) = foreign_key(member, &target.name)? {
@@ -165,22 +182,47 @@ pub fn later_trigger(relation: pg_sys::Oid, ours: &str) -> Result<Option<String>
     Ok(query_strings(sql, &[relation.into(), ours.into()])?.pop())
 }
 
-/// A sync trigger runs SQL of its rule with the rights of the table's owner, so nobody else may make one.
-fn check_strangers() -> Result<(), Error> {
-    let sql = "select distinct t.tgrelid::oid::text || ' ' || t.tgname::text from pg_trigger as t
-        where t.tgfoid = 'zdd.sync()'::regprocedure";
-    let mut known = Vec::new();
-    for change in catalog::all()? {
-        let name = trigger_name(&change.name);
-        known.extend(tree(change.relation).into_iter().map(|member| format!("{} {name}", member.to_u32())));
+/// The names that sync triggers of a table may have.
+fn known_triggers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
+    Ok(catalog::of_table(relation)?.iter().map(|change| trigger_name(&change.name)).collect())
+}
+
+/// A sync trigger of a table that is of no active change.
+pub fn stranger(relation: pg_sys::Oid) -> Result<Option<String>, Error> {
+    let sql = "select t.tgname::text from pg_trigger as t
+        where t.tgrelid = $1 and t.tgfoid = 'zdd.sync()'::regprocedure";
+    let known = known_triggers(relation)?;
+    Ok(query_strings(sql, &[relation.into()])?.into_iter().find(|trigger| !known.contains(trigger)))
+}
+
+/// A child that leaves its parent would keep the trigger, but no longer belong to the change.
+fn check_left_alone(touched: &[pg_sys::Oid]) -> Result<(), Error> {
+    for relation in touched.iter().filter(|relation| Table::exists(**relation)) {
+        if let Some(trigger) = stranger(*relation)?
+            && let Some(change) = catalog::all()?.into_iter().find(|change| trigger_name(&change.name) == trigger)
+        {
+            let message = format!("A table would leave the change with its sync trigger \"{trigger}\".");
+            return Err(Error::Guard { change: change.name, message, hint: WAIT });
+        }
     }
-    for stranger in query_strings(sql, &[])?.iter().filter(|trigger| !known.contains(trigger)) {
-        let (relation, trigger) = stranger.split_once(' ').unwrap_or_default();
-        let relation = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare));
-        // In a table with a change nobody may: a second trigger would break its writes.
-        let is_changed = |table: &Table| known.iter().any(|it| it.starts_with(&format!("{} ", table.oid().to_u32())));
-        if let Some(table) = relation.filter(|it| is_changed(it) || !acts_for(current_role(), it.owner())) {
-            return Err(Error::StrangeTrigger { trigger: trigger.to_owned(), relation: table.name() });
+    Ok(())
+}
+
+/// A sync trigger runs SQL of its rule with the rights of the table's owner, so nobody else may make one; and in a table
+/// with a change nobody may, since a second one would break its writes.
+fn check_strangers(triggers: &[pg_sys::Oid]) -> Result<(), Error> {
+    let sql = "select t.tgrelid::oid::text from pg_trigger as t
+        where t.oid = any ($1) and t.tgfoid = 'zdd.sync()'::regprocedure";
+    for relation in query_strings(sql, &[triggers.to_vec().into()])? {
+        let Some(table) = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare))
+        else {
+            continue;
+        };
+        let may = acts_for(current_role(), table.owner()) && known_triggers(table.oid())?.is_empty();
+        if let Some(trigger) = stranger(table.oid())?
+            && !may
+        {
+            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
         }
     }
     Ok(())

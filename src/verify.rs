@@ -107,9 +107,14 @@ pub struct Mismatch {
     pub kind: &'static str,
 }
 
-/// Finds up to so many rows that are not plainly in sync; lossy ones only where there are not enough others.
-fn find(change: &Change, table: &Table, max_rows: usize, found: &mut Vec<Mismatch>) -> Result<(), Error> {
-    let mut lossy = Vec::new();
+/// Finds rows that are not plainly in sync, up to so many of those that need work and so many lossy ones.
+fn find(
+    change: &Change,
+    table: &Table,
+    max_rows: usize,
+    found: &mut Vec<Mismatch>,
+    lossy: &mut Vec<Mismatch>,
+) -> Result<(), Error> {
     struct Enough;
     let binding = Binding::to_table(change.rule.clone(), table)?;
     let scan = as_owner(table.owner(), || {
@@ -135,8 +140,6 @@ fn find(change: &Change, table: &Table, max_rows: usize, found: &mut Vec<Mismatc
         })
     });
     let (Ok(()) | Err(Enough)) = scan;
-    found.extend(lossy);
-    found.truncate(max_rows);
     Ok(())
 }
 
@@ -145,14 +148,16 @@ pub type MismatchRow = (pg_sys::Oid, Option<pgrx::JsonB>, String, Option<String>
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
-    let mut result = Vec::new();
+    let (mut all, mut lossy) = (Vec::new(), Vec::new());
     for relation in tables(change.relation) {
+        find(change, &open(relation, LockMode::AccessShare)?, max_rows, &mut all, &mut lossy)?;
+    }
+    all.extend(lossy);
+    all.truncate(max_rows);
+    let mut result = Vec::new();
+    for found in all.chunk_by(|left, right| left.relation == right.relation) {
+        let Some(relation) = found.first().map(|mismatch| mismatch.relation) else { continue };
         let table = open(relation, LockMode::AccessShare)?;
-        let mut found = Vec::new();
-        find(change, &table, max_rows - result.len(), &mut found)?;
-        if found.is_empty() {
-            continue;
-        }
         let object = |names: &[String]| {
             let pairs: Vec<String> =
                 names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
@@ -173,7 +178,7 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
                 let args = [pg_sys::PgBuiltInOids::TEXTOID.oid()];
                 let statement = client.prepare(sql.replace("$1::tid", "$1::text::tid").as_str(), &args)?;
                 let mut rows = Vec::new();
-                for mismatch in &found {
+                for mismatch in found {
                     for row in client.select(&statement, Some(1), &[mismatch.tid.to_string().into()])? {
                         rows.push((
                             mismatch.relation,

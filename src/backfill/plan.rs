@@ -162,6 +162,11 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// A number of rows for people: `1 row`, `1,234 rows`.
+pub fn format_rows(rows: u64) -> String {
+    if rows == 1 { "1 row".into() } else { format!("{} rows", format_count(rows)) }
+}
+
 /// A number for people: `1,234,567`.
 pub fn format_count(number: u64) -> String {
     let digits = number.to_string();

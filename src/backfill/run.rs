@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use serde_json::json;
 
 use super::batch::{self, Task};
-use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, lanes, lanes_from};
+use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, format_rows, lanes, lanes_from};
 use crate::catalog::{self, Batch, Change, Remaining};
 use crate::error::Error;
 use crate::guc;
@@ -91,6 +91,10 @@ struct Run {
     sizer: BatchSizer,
     start: Instant,
     rows: u64,
+    /// What counts for the limit of rows per second.
+    limited_rows: u64,
+    limited_since: Instant,
+    rows_per_block: f64,
     rate: Rate,
     last_report: Instant,
     /// Where the sweep of skipped blocks is.
@@ -107,6 +111,10 @@ impl Run {
             task,
             start: now,
             rows: 0,
+            limited_rows: 0,
+            limited_since: now,
+            // A guess for the first batch.
+            rows_per_block: 100.0,
             rate: Rate::new(Duration::from_secs(10)),
             last_report: now,
             swept: None,
@@ -119,6 +127,14 @@ impl Run {
         let mut failures = 0_u32;
         loop {
             lock::check_for_interrupts();
+            let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
+            let pause = limit.wait(self.limited_rows, self.limited_since.elapsed());
+            if !pause.is_zero() {
+                self.report(procedure)?;
+                lock::sleep(pause);
+                self.follow_limit(procedure)?;
+                continue;
+            }
             // Losing the last few batches in a crash costs nothing but their repetition.
             let step = procedure
                 .transaction(|| Ok(catch(|| with_settings(&[(c"synchronous_commit", c"off")], || self.step()))))?;
@@ -128,8 +144,8 @@ impl Run {
                     match step? {
                         Step::Batch { rows } => {
                             self.rows += rows;
-                            let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
-                            limit.wait(self.rows, self.start.elapsed())
+                            self.limited_rows += rows;
+                            Duration::ZERO
                         }
                         Step::Busy => self.wait(procedure, "lanes that other sessions work on")?,
                         Step::Locked => self.wait(procedure, "row locks of other sessions")?,
@@ -159,9 +175,35 @@ impl Run {
         }
     }
 
+    /// Learns of another limit, which begins to count anew.
+    fn follow_limit(&mut self, procedure: &Procedure) -> Result<(), Error> {
+        if let Ok(change) = procedure.transaction(|| catalog::find(&self.change.name))
+            && change.max_rows_per_second != self.change.max_rows_per_second
+        {
+            self.change = change;
+            self.begin_limit();
+        }
+        Ok(())
+    }
+
+    fn begin_limit(&mut self) {
+        (self.limited_rows, self.limited_since) = (0, Instant::now());
+    }
+
+    /// How many blocks the next batch has: as long as its work may take, and no more than a second's worth of rows.
+    fn batch_blocks(&self) -> u32 {
+        let blocks = self.sizer.blocks();
+        match self.change.max_rows_per_second {
+            0 => blocks,
+            rows => blocks.min((f64::from(rows) / self.rows_per_block.max(1.0)) as u32).max(1),
+        }
+    }
+
     fn wait(&mut self, procedure: &Procedure, reason: &str) -> Result<Duration, Error> {
         if !self.waiting {
             self.waiting = true;
+            // The time of a wait is not made up for at full speed.
+            self.begin_limit();
             procedure.transaction(|| catalog::set_waiting(self.change.id, Some(reason)))?;
         }
         Ok(Duration::from_millis(100))
@@ -202,10 +244,13 @@ impl Run {
             catalog::create_lanes(id, lane.relation, table.file(), &lanes(table.blocks()))?;
             return Ok(Step::Batch { rows: 0 });
         }
-        let next = lane.next_block.saturating_add(self.sizer.blocks()).min(lane.end_block);
+        let next = lane.next_block.saturating_add(self.batch_blocks()).min(lane.end_block);
         let blocks = next - lane.next_block;
         let outcome = batch::run(&self.change, &table, lane.next_block..next, self.task)?;
         self.sizer.record(outcome.work, blocks);
+        if outcome.rows > 0 {
+            self.rows_per_block = outcome.rows as f64 / f64::from(blocks);
+        }
         if !outcome.skipped.is_empty() {
             catalog::skip(lane, &outcome.skipped)?;
         }
@@ -297,12 +342,12 @@ impl Run {
             Ok(Phase::Expanded)
         })?;
         pgrx::info!(
-            "{name}: {}; {} rows split in {} ({} rows/s), {} rows verified, {} unmatched, {} lossy",
+            "{name}: {}; {} split in {} ({} rows/s), {} verified, {} unmatched, {} lossy",
             phase.as_str(),
-            format_count(self.rows),
+            format_rows(self.rows),
             format!("{seconds:.1}s"),
             format_count((self.rows as f64 / seconds.max(0.001)) as u64),
-            format_count(counts.rows.unsigned_abs()),
+            format_rows(counts.rows.unsigned_abs()),
             format_count(counts.unmatched.unsigned_abs()),
             format_count(counts.lossy.unsigned_abs()),
         );
@@ -365,9 +410,9 @@ pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), 
         catalog::record(change.id, &change.name, "repaired", detail)
     })?;
     pgrx::info!(
-        "{}: {} rows repaired, {} still diverged",
+        "{}: {} repaired, {} still diverged",
         change.name,
-        format_count(repaired),
+        format_rows(repaired),
         format_count(counts.diverged.unsigned_abs())
     );
     Ok(())

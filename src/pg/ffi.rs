@@ -12,6 +12,7 @@ mod raw {
             lockmode: pg_sys::LOCKMODE,
             numparents: *mut *mut pg_sys::List,
         ) -> *mut pg_sys::List;
+        pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
         pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
         pub fn ExecComputeStoredGenerated(
             result: *mut pg_sys::ResultRelInfo,
@@ -27,6 +28,13 @@ mod raw {
 pub unsafe fn find_all_inheritors(parent: pg_sys::Oid, lockmode: pg_sys::LOCKMODE) -> *mut pg_sys::List {
     // SAFETY: the caller keeps the C function's contract.
     unsafe { pg_guard_ffi_boundary(|| raw::find_all_inheritors(parent, lockmode, std::ptr::null_mut())) }
+}
+
+/// # Safety
+/// `relation` is a partition; the result is a list of OIDs, the topmost ancestor last.
+pub unsafe fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List {
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe { pg_guard_ffi_boundary(|| raw::get_partition_ancestors(relation)) }
 }
 
 /// # Safety

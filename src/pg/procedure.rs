@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 
+use super::subxact::catch;
 use crate::error::Error;
 
 /// A procedure's right to commit: an SPI connection that is not atomic.
@@ -25,13 +26,14 @@ impl Procedure {
         Ok(Procedure(()))
     }
 
-    /// Runs `f` and commits it, or rolls it back if it returns an error. Between two calls no snapshot is held.
+    /// Runs `f` and commits it, or rolls it back if it fails; PostgreSQL's errors are returned too. Between two calls no
+    /// snapshot is held.
     pub fn transaction<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         // SAFETY: the snapshot is pushed and popped here, around `f`; ending the transaction is legal because the
         // connection is not atomic and every nested connection has been closed by then.
         unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let result = f();
+            let result = catch(f).unwrap_or_else(|error| Err(Error::Caught(error)));
             pg_sys::PopActiveSnapshot();
             match result {
                 Ok(_) => pg_sys::SPI_commit(),

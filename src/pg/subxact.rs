@@ -8,6 +8,12 @@ use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 /// An error that was caught, its effects undone.
 pub struct Caught(Box<CaughtError>);
 
+impl std::fmt::Debug for Caught {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Caught({:?})", self.message())
+    }
+}
+
 impl Caught {
     fn report(&self) -> &pg_sys::panic::ErrorReportWithLevel {
         match &*self.0 {

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::c_string;
-use super::ffi::compute_stored_generated;
+use super::ffi::{compute_stored_generated, get_partition_ancestors};
 use super::lock::LockMode;
 use super::value::Value;
 
@@ -85,6 +85,28 @@ impl Table {
 
     pub fn owner(&self) -> pg_sys::Oid {
         self.class().relowner
+    }
+
+    /// The owner of the table that this is a partition of in the end, or of the table itself: whoever wrote its rules. The
+    /// owner of a partition need not know them.
+    pub fn rule_owner(&self) -> pg_sys::Oid {
+        if !self.is_partition() {
+            return self.owner();
+        }
+        // SAFETY: the list is one of OIDs, the topmost ancestor last; a catalog tuple's data begin at its offset.
+        unsafe {
+            let ancestors = get_partition_ancestors(self.oid());
+            let Some(last) = (*ancestors).length.checked_sub(1) else { return self.owner() };
+            let root = (*(*ancestors).elements.add(last as usize)).oid_value;
+            let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(root));
+            if tuple.is_null() {
+                return self.owner();
+            }
+            let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
+            let owner = (*data.cast::<pg_sys::FormData_pg_class>()).relowner;
+            pg_sys::ReleaseSysCache(tuple);
+            owner
+        }
     }
 
     /// pg_class.relkind.
