@@ -107,9 +107,6 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                 );
             }
         }
-        if let Some(trigger) = stranger(member)? {
-            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
-        }
         if !table.is_partition() && table.owner() != root.owner() {
             return refuse(
                 format!("{} would have another owner than {}.", table.name(), root.name()),
@@ -131,7 +128,7 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
             None => {
                 return refuse(
                     format!("{} would not have the sync trigger \"{trigger}\".", table.name()),
-                    "Do without a child table, or give up the change with SELECT zdd.rollback(...), until the change is over.",
+                    if member == root.oid() { WAIT } else { "Do without a child table until the change is over." },
                 );
             }
             Some((enabled, _)) if enabled != "O" => {
@@ -147,6 +144,9 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                 );
             }
             Some(_) => {}
+        }
+        if let Some(trigger) = stranger(member)? {
+            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
         }
         if let Some(later) = later_trigger(member, &trigger)? {
             return Err(Error::LateTrigger { relation: table.name(), trigger: later, ours: trigger });
