@@ -60,10 +60,7 @@ pub fn lock(name: &str) -> Result<Change, Error> {
 /// The active changes that a table takes part in.
 pub fn of_table(relation: pg_sys::Oid) -> Result<Vec<Change>, Error> {
     let mut changes = all()?;
-    changes.retain(|change| {
-        // The table of another change may have been dropped just now.
-        change.relation == relation || Table::exists(change.relation) && tree(change.relation).contains(&relation)
-    });
+    changes.retain(|change| change.relation == relation || tree(change.relation).contains(&relation));
     Ok(changes)
 }
 

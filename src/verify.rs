@@ -51,6 +51,10 @@ impl Counts {
 
 /// The tables of a change that have rows: the table itself, its partitions or children.
 pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // Locked, it cannot be dropped while we look.
+    if Table::open(relation, LockMode::AccessShare).is_none() {
+        return Vec::new();
+    }
     tree(relation)
         .into_iter()
         .filter(|member| Table::open(*member, LockMode::AccessShare).is_some_and(|table| table.kind() == 'r'))

@@ -33,8 +33,12 @@ pub fn lock_tree(relation: pg_sys::Oid, mode: LockMode) -> Vec<pg_sys::Oid> {
     members(relation, mode.number())
 }
 
-/// The relation and all its partitions or inheritance children, unlocked: to be looked at, not relied on.
+/// The relation and all its partitions or inheritance children, unlocked: to be looked at, not relied on. Empty when it is
+/// gone.
 pub fn tree(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    if !super::table::Table::exists(relation) {
+        return Vec::new();
+    }
     members(relation, pg_sys::NoLock as pg_sys::LOCKMODE)
 }
 
