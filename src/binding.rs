@@ -215,16 +215,10 @@ impl Binding {
     /// g: the source for these targets. An error if it is not a value of the source's type; errors of `join_sql` pass.
     pub fn join(&self, targets: &[Value]) -> Result<Value, Error> {
         let source = match &self.joiner {
-            Joining::Text(joiner) => {
-                let texts: SmallVec<[_; 4]> =
-                    targets.iter().zip(&self.targets).map(|(value, target)| target.column_type.decode(value)).collect();
-                let texts: SmallVec<[Option<&str>; 4]> = texts.iter().map(Option::as_deref).collect();
-                let mut buffer = self.buffer.borrow_mut();
-                match joiner.join(&texts, &mut buffer) {
-                    None => Value::NULL,
-                    Some(text) => self.source.column_type.encode(text).ok_or_else(|| self.does_not_fit(text))?,
-                }
-            }
+            Joining::Text(joiner) => self.join_texts(joiner, targets, |joined| match joined {
+                None => Ok(Value::NULL),
+                Some(text) => self.source.column_type.encode(text).ok_or_else(|| self.does_not_fit(text)),
+            })?,
             Joining::Sql(expressions) => {
                 let mut result = Values::new();
                 self.as_owner(|| expressions.evaluate(targets, &mut result));
@@ -235,6 +229,28 @@ impl Binding {
             self.as_owner(|| self.source.column_type.check_domain(source));
         }
         Ok(source)
+    }
+
+    /// Calls `f` with the joined texts of the targets.
+    fn join_texts<R>(&self, joiner: &Joiner, targets: &[Value], f: impl FnOnce(Option<&str>) -> R) -> R {
+        let texts: SmallVec<[_; 4]> =
+            targets.iter().zip(&self.targets).map(|(value, target)| target.column_type.decode(value)).collect();
+        let texts: SmallVec<[Option<&str>; 4]> = texts.iter().map(Option::as_deref).collect();
+        f(joiner.join(&texts, &mut self.buffer.borrow_mut()))
+    }
+
+    /// O = g(N), as far as g can be had.
+    fn is_joined(&self, source: Value, targets: &[Value]) -> bool {
+        match &self.joiner {
+            // A value that is there fits its column.
+            Joining::Text(joiner) if !self.source.column_type.is_padded() => {
+                self.join_texts(joiner, targets, |joined| match joined {
+                    None => source.is_null(),
+                    Some(_) => joined == self.source.column_type.decode(&source).as_deref(),
+                })
+            }
+            _ => self.join_if_possible(targets).is_some_and(|joined| self.same_source(joined, source)),
+        }
     }
 
     fn does_not_fit(&self, text: &str) -> Error {
@@ -409,10 +425,7 @@ impl state::Row for Facts<'_> {
     /// Also when the row has nothing but defaults: nobody has said what they mean to the other side.
     fn source_equals_join(&mut self) -> bool {
         let (binding, source, targets) = (self.binding, self.source, self.targets);
-        if matches!(binding.joiner, Joining::Text(_)) && self.targets_all_null() {
-            return source.is_null();
-        }
-        binding.join_if_possible(targets).is_some_and(|joined| binding.same_source(joined, source))
+        binding.is_joined(source, targets)
             || (binding.source_side(source) != Side::Given && binding.targets_side(targets) == Side::Default)
     }
 }

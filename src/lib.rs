@@ -13,6 +13,7 @@ mod guard;
 mod guc;
 mod pg;
 mod phase;
+mod plans;
 mod rule;
 mod sync;
 #[cfg(any(test, feature = "pg_test"))]

@@ -1,24 +1,21 @@
 //! The row trigger that carries each write from the side that it was made on to the other side.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::mem::ManuallyDrop;
-use std::rc::Rc;
 
 use pgrx::pg_sys;
 
 use crate::binding::Binding;
 use crate::error::Error;
-use crate::pg::inval;
 use crate::pg::trigger::RowTrigger;
 use crate::pg::value::{Value, Values};
+use crate::plans;
+use crate::rule::Unmatched;
 use crate::rule::state::{self, Action, InsertFacts, Side, UpdateFacts};
-use crate::rule::{Rule, Unmatched};
 
 /// Handles one row. Returns the tuple to write.
 pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
-    let plan = cached(trigger)?;
+    let plan = plans::of_trigger(trigger)?;
     let binding = &plan.binding;
     if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) }
 }
@@ -189,59 +186,4 @@ fn conflict_error(binding: &Binding, source: Value, targets: &[Value]) -> Error 
         source: format!("{} = {}", binding.rule.source.name, binding.source_text(source)),
         targets: binding.targets_text(targets),
     }
-}
-
-struct Plan {
-    trigger: pg_sys::Oid,
-    relation: pg_sys::Oid,
-    binding: Binding,
-    stale: Cell<bool>,
-}
-
-#[derive(Default)]
-struct Plans {
-    by_trigger: HashMap<pg_sys::Oid, Rc<Plan>>,
-    /// The one that was used last: most rows come in a row.
-    last: Option<Rc<Plan>>,
-}
-
-thread_local! {
-    /// The bound rule of each trigger that has fired in this backend. Never dropped: at the end of the process there
-    /// may be no memory contexts left to free.
-    static PLANS: ManuallyDrop<RefCell<Plans>> = ManuallyDrop::new(RefCell::default());
-}
-
-fn cached(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
-    let oid = trigger.oid();
-    let known = PLANS.with(|plans| {
-        let plans = &mut *plans.borrow_mut();
-        if let Some(last) = plans.last.as_ref().filter(|plan| plan.trigger == oid && !plan.stale.get()) {
-            return Some(Rc::clone(last));
-        }
-        plans.last = plans.by_trigger.get(&oid).filter(|plan| !plan.stale.get()).cloned();
-        plans.last.clone()
-    });
-    if let Some(plan) = known {
-        return Ok(plan);
-    }
-    inval::listen(forget);
-    let rule = Rule::from_json(&trigger.argument())?;
-    let binding = Binding::to_table(rule, &trigger.table())?;
-    let plan = Rc::new(Plan { trigger: oid, relation: trigger.relation(), binding, stale: Cell::new(false) });
-    let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
-    drop(replaced);
-    Ok(plan)
-}
-
-/// Notes that a relation's definition has changed. Its plan may be in use and is replaced when it is needed next.
-fn forget(relation: Option<pg_sys::Oid>) {
-    PLANS.with(|plans| {
-        // Never borrowed while PostgreSQL code runs, which is what calls this.
-        let Ok(plans) = plans.try_borrow() else { return };
-        for plan in plans.by_trigger.values() {
-            if relation.is_none_or(|relation| relation == plan.relation) {
-                plan.stale.set(true);
-            }
-        }
-    });
 }

@@ -14,6 +14,7 @@ use crate::pg::memory::Memory;
 use crate::pg::procedure::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
 use crate::pg::value::{Value, Values};
+use crate::plans;
 use crate::rule::state::RowState;
 
 /// How many rows are in which state.
@@ -312,6 +313,6 @@ pub fn count_piece(
     counts: &mut Counts,
 ) -> Result<(), Error> {
     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
-    let binding = Binding::to_table(change.rule.clone(), &table)?;
-    as_owner(table.owner(), || with_latest_snapshot(|| count(&binding, &table, blocks, counts)))
+    let plan = plans::of_rule(&change.rule, &table)?;
+    as_owner(table.owner(), || with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts)))
 }

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::pg::procedure::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
 use crate::pg::value::{Value, Values};
+use crate::plans;
 use crate::rule::state::{RowState, is_pending};
 use crate::verify::rows;
 
@@ -42,19 +43,21 @@ pub struct Outcome {
 
 /// Does a task on the rows in a range of blocks, as the table's owner, without ever waiting for a row lock.
 pub fn run(change: &Change, table: &Table, blocks: Range<u32>, task: Task) -> Result<Outcome, Error> {
-    let binding = Binding::to_table(change.rule.clone(), table)?;
+    let plan = plans::of_rule(&change.rule, table)?;
     // No change can begin while we hold a lock on the table.
-    let others: Vec<Binding> = catalog::of_table(table.oid())?
-        .into_iter()
+    let others = catalog::of_table(table.oid())?
+        .iter()
         .filter(|other| other.id != change.id)
-        .map(|other| Binding::to_table(other.rule, table))
-        .collect::<Result<_, _>>()?;
+        .map(|other| plans::of_rule(&other.rule, table))
+        .collect::<Result<Vec<_>, _>>()?;
+    let others: Vec<&Binding> = others.iter().map(|plan| &plan.binding).collect();
+    let binding = &plan.binding;
     let start = Instant::now();
     let mut outcome = Outcome::default();
     as_owner(table.owner(), || {
         with_latest_snapshot(|| match task {
-            Task::SplitFiringTriggers => touch(&binding, table, blocks, &mut outcome),
-            _ => write(&binding, &others, table, blocks, task, &mut outcome),
+            Task::SplitFiringTriggers => touch(binding, table, blocks, &mut outcome),
+            _ => write(binding, &others, table, blocks, task, &mut outcome),
         })
     })?;
     outcome.work = start.elapsed();
@@ -65,7 +68,7 @@ pub fn run(change: &Change, table: &Table, blocks: Range<u32>, task: Task) -> Re
 /// row that moves must not stay pending, or their backfills could miss it.
 fn write(
     binding: &Binding,
-    others: &[Binding],
+    others: &[&Binding],
     table: &Table,
     blocks: Range<u32>,
     task: Task,
@@ -76,7 +79,7 @@ fn write(
         Task::NewWins => vec![binding.source.number],
         _ => targets(binding),
     };
-    columns.extend(others.iter().flat_map(targets));
+    columns.extend(others.iter().copied().flat_map(targets));
     let mut writer = Writer::new(table, columns);
     rows(binding, table, blocks, |row, source, targets| {
         if let Some(mut values) = values(binding, task, source, targets) {

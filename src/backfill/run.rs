@@ -28,8 +28,6 @@ enum Step {
     Done,
     /// What was skipped is still locked.
     Locked,
-    /// The change has ended.
-    Over(Phase),
 }
 
 /// Runs a backfill until every row is split, and moves the change to `expanded` if it is.
@@ -37,21 +35,17 @@ pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Resul
     let change = procedure.transaction(|| begin(name, false))?;
     let task = if fire_triggers { Task::SplitFiringTriggers } else { Task::Split };
     let mut run = Run::new(change, task);
-    for pass in 1.. {
-        let before = run.rows;
-        if let Some(phase) = run.split_rows(procedure)? {
-            pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
-            return Ok(());
-        }
-        let counts = run.verify(procedure)?;
-        // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
-        let again = counts.pending > 0 && (pass == 1 || run.rows > before);
-        if !again {
-            return run.finish(procedure, &counts);
-        }
-        procedure.transaction(|| begin(name, true).map(drop))?;
+    match run.until_verified(procedure) {
+        Err(error) => match procedure.transaction(|| catalog::find(name)) {
+            // Whatever came in the way, the change was given up meanwhile.
+            Err(Error::Final { phase, .. }) => {
+                pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
+                Ok(())
+            }
+            _ => Err(error),
+        },
+        done => done,
     }
-    Ok(())
 }
 
 /// Sees to it that every table has lanes, and begins them again if `anew`, or if the change was expanded before: an
@@ -122,8 +116,24 @@ impl Run {
         }
     }
 
-    /// Goes on until no row is left. Returns the phase if the change has ended meanwhile.
-    fn split_rows(&mut self, procedure: &Procedure) -> Result<Option<Phase>, Error> {
+    /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
+    fn until_verified(&mut self, procedure: &Procedure) -> Result<(), Error> {
+        for pass in 1.. {
+            let before = self.rows;
+            self.split_rows(procedure)?;
+            let counts = count(procedure, &self.change)?;
+            // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
+            let again = counts.pending > 0 && (pass == 1 || self.rows > before);
+            if !again {
+                return self.finish(procedure, &counts);
+            }
+            procedure.transaction(|| begin(&self.change.name, true).map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until no row is left.
+    fn split_rows(&mut self, procedure: &Procedure) -> Result<(), Error> {
         let mut failures = 0_u32;
         loop {
             lock::check_for_interrupts();
@@ -149,8 +159,7 @@ impl Run {
                         }
                         Step::Busy => self.wait(procedure, "lanes that other sessions work on")?,
                         Step::Locked => self.wait(procedure, "row locks of other sessions")?,
-                        Step::Done => return Ok(None),
-                        Step::Over(phase) => return Ok(Some(phase)),
+                        Step::Done => return Ok(()),
                     }
                 }
                 Err(error) => {
@@ -160,7 +169,7 @@ impl Run {
                         let detail = json!({ "error": message });
                         procedure
                             .transaction(|| catalog::record(self.change.id, &self.change.name, "error", detail))?;
-                        error.rethrow();
+                        return Err(Error::Caught(error));
                     }
                     failures += 1;
                     Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2))
@@ -212,12 +221,7 @@ impl Run {
     /// One batch of a lane, or of the blocks that were skipped once all lanes are done.
     fn step(&mut self) -> Result<Step, Error> {
         // Read anew each time: alter_change, fence or rollback may have come in between.
-        let current = catalog::find(&self.change.name);
-        self.change = match current {
-            Ok(change) => change,
-            Err(Error::Final { phase, .. }) => return Ok(Step::Over(phase)),
-            Err(error) => return Err(error),
-        };
+        self.change = catalog::find(&self.change.name)?;
         if let Some(lane) = catalog::take_lane(self.change.id)? {
             return self.lane_batch(&lane);
         }
@@ -309,10 +313,6 @@ impl Run {
             line.push_str(&format!(", {} blocks with locked rows to come back to", format_count(remaining.skipped)));
         }
         line
-    }
-
-    fn verify(&self, procedure: &Procedure) -> Result<Counts, Error> {
-        count(procedure, &self.change)
     }
 
     /// Moves the change to `expanded`, or says what stands in the way.

@@ -60,11 +60,6 @@ impl RowTrigger {
         unsafe { (pg_sys::GetCurrentTransactionStartTimestamp(), pg_sys::GetCurrentCommandId(false)) }
     }
 
-    pub fn relation(&self) -> pg_sys::Oid {
-        // SAFETY: see `is_update`.
-        unsafe { (*(*self.data).tg_relation).rd_id }
-    }
-
     pub fn table(&self) -> Table {
         // SAFETY: the relation stays open for the duration of the call.
         unsafe { Table::borrowed((*self.data).tg_relation) }

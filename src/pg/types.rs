@@ -50,6 +50,11 @@ impl ColumnType {
         matches!(self.fit, Fit::Text { .. })
     }
 
+    /// Whether values are filled up with blanks.
+    pub fn is_padded(&self) -> bool {
+        self.base == pg_sys::BPCHAROID
+    }
+
     /// Whether regex, delimiter and template can handle it.
     pub fn is_opaque(&self) -> bool {
         self.fit == Fit::Opaque

@@ -1,0 +1,92 @@
+//! Rules bound to tables, kept for the life of the backend: compiling a regex takes as long as splitting many rows.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+
+use crate::binding::Binding;
+use crate::error::Error;
+use crate::pg::inval;
+use crate::pg::table::Table;
+use crate::pg::trigger::RowTrigger;
+use crate::rule::Rule;
+
+/// A rule bound to a table.
+pub struct Plan {
+    pub binding: Binding,
+    relation: pg_sys::Oid,
+    /// Whether the table or something that the rule uses may have changed since.
+    stale: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Plans {
+    by_trigger: HashMap<pg_sys::Oid, Rc<Plan>>,
+    by_rule: HashMap<(pg_sys::Oid, String), Rc<Plan>>,
+    /// The trigger that fired last: most rows come in a row.
+    last: Option<(pg_sys::Oid, Rc<Plan>)>,
+}
+
+thread_local! {
+    /// Never dropped: at the end of the process there may be no memory contexts left to free.
+    static PLANS: ManuallyDrop<RefCell<Plans>> = ManuallyDrop::new(RefCell::default());
+}
+
+/// The rule that a trigger carries.
+pub fn of_trigger(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
+    let oid = trigger.oid();
+    let known = PLANS.with(|plans| {
+        let plans = &mut *plans.borrow_mut();
+        if let Some((last, plan)) = plans.last.as_ref()
+            && *last == oid
+            && !plan.stale.get()
+        {
+            return Some(Rc::clone(plan));
+        }
+        let plan = plans.by_trigger.get(&oid).filter(|plan| !plan.stale.get()).cloned()?;
+        plans.last = Some((oid, Rc::clone(&plan)));
+        Some(plan)
+    });
+    if let Some(plan) = known {
+        return Ok(plan);
+    }
+    let plan = bind(Rule::from_json(&trigger.argument())?, &trigger.table())?;
+    let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
+    drop(replaced);
+    Ok(plan)
+}
+
+/// A rule for a table that is locked.
+pub fn of_rule(rule: &Rule, table: &Table) -> Result<Rc<Plan>, Error> {
+    let key = (table.oid(), rule.to_json());
+    let known = PLANS.with(|plans| plans.borrow().by_rule.get(&key).filter(|plan| !plan.stale.get()).cloned());
+    if let Some(plan) = known {
+        return Ok(plan);
+    }
+    let plan = bind(rule.clone(), table)?;
+    let replaced = PLANS.with(|plans| plans.borrow_mut().by_rule.insert(key, Rc::clone(&plan)));
+    drop(replaced);
+    Ok(plan)
+}
+
+fn bind(rule: Rule, table: &Table) -> Result<Rc<Plan>, Error> {
+    inval::listen(forget);
+    let binding = Binding::to_table(rule, table)?;
+    Ok(Rc::new(Plan { binding, relation: table.oid(), stale: Cell::new(false) }))
+}
+
+/// Notes that a relation's definition has changed. Its plans may be in use and are replaced when they are needed next.
+fn forget(relation: Option<pg_sys::Oid>) {
+    PLANS.with(|plans| {
+        // Never borrowed while PostgreSQL code runs, which is what calls this.
+        let Ok(plans) = plans.try_borrow() else { return };
+        for plan in plans.by_trigger.values().chain(plans.by_rule.values()) {
+            if relation.is_none_or(|relation| relation == plan.relation) {
+                plan.stale.set(true);
+            }
+        }
+    });
+}
