@@ -264,15 +264,17 @@ pub fn forget_work(id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a lane that has blocks left and that nobody else is working on, until the end of the transaction.
-pub fn take_lane(id: i64) -> Result<Option<Lane>, Error> {
+/// Takes a lane that has blocks left and that nobody else is working on, until the end of the transaction; `mine`, as
+/// relation and number, if there is a choice.
+pub fn take_lane(id: i64, mine: Option<(pg_sys::Oid, i32)>) -> Result<Option<Lane>, Error> {
     // Shows in pg_locks, and so in zdd.progress, that this session works on the change.
     execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
     let sql = format!(
         "{LANE} where l.change_id = $1 and l.next_block < l.end_block
-         order by l.relation, l.lane limit 1 for update skip locked"
+         order by (l.relation, l.lane) is distinct from ($2, $3), l.relation, l.lane limit 1 for update skip locked"
     );
-    Ok(write(&sql, &[id.into()], lane)?.into_iter().next())
+    let (relation, number) = mine.unzip();
+    Ok(write(&sql, &[id.into(), relation.into(), number.into()], lane)?.into_iter().next())
 }
 
 /// What a batch did.

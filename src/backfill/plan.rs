@@ -1,6 +1,7 @@
 //! What a backfill does next: lanes, batch sizes, speed. Pure: needs no server and reads no clock.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 /// How many blocks a lane has, roughly (64 MB).
@@ -28,6 +29,59 @@ pub fn lanes_from(first: u32, blocks: u32) -> Vec<Lane> {
     let count = rest.div_ceil(BLOCKS_PER_LANE).min(MAX_LANES);
     let cut = |lane: u32| first + (u64::from(rest) * u64::from(lane) / u64::from(count)) as u32;
     (0..count).map(|lane| Lane { start: cut(lane), end: cut(lane + 1) }).collect()
+}
+
+/// The blocks of a lane that are being worked on. Each batch moves the window on, so that every block is visited several
+/// times, by different transactions: on each visit some of its rows are split, in the space that the last visit's old row
+/// versions have left. So most new versions stay on their page, where they need no new index entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The first block that is not done.
+    pub next: u32,
+    /// The first block that has not been visited.
+    pub front: u32,
+}
+
+/// What a batch does with a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The blocks to look at.
+    pub blocks: Range<u32>,
+    /// Nothing may be left to do in the blocks before this one.
+    pub done: u32,
+}
+
+impl Visit {
+    /// A visit that leaves nothing to do in these blocks.
+    pub fn only(blocks: Range<u32>) -> Visit {
+        Visit { done: blocks.end, blocks }
+    }
+}
+
+impl Window {
+    /// A window that has nothing in it yet.
+    pub fn at(next: u32) -> Window {
+        Window { next, front: next }
+    }
+
+    /// The batch that moves the window on by so many blocks, visiting each block so many times, up to the end of the lane.
+    pub fn visit(&self, blocks: u32, visits: u32, end: u32) -> Visit {
+        let (front, done) = match self.front < end {
+            true => {
+                let front = self.front.saturating_add(blocks).min(end);
+                (front, front.saturating_sub(blocks.saturating_mul(visits.saturating_sub(1))))
+            }
+            false => (end, self.next.saturating_add(blocks)),
+        };
+        // When batches have become smaller, the old window is worked off bit by bit.
+        let most = self.next.saturating_add(blocks.saturating_mul(2)).min(front);
+        Visit { blocks: self.next..front, done: done.clamp(self.next, most) }
+    }
+
+    /// The window after a visit.
+    pub fn after(visit: &Visit) -> Window {
+        Window { next: visit.done, front: visit.blocks.end }
+    }
 }
 
 /// How many blocks the next batch has, so that its own work takes about the target time.
@@ -199,6 +253,36 @@ mod tests {
         assert_eq!(lanes(u32::MAX).len(), 64);
     }
 
+    /// All visits of a lane, with batches of these sizes, the last one again and again.
+    fn visits(end: u32, visits: u32, mut sizes: impl Iterator<Item = u32>) -> Vec<Visit> {
+        let (mut window, mut all) = (Window::at(0), Vec::new());
+        while window.next < end {
+            let visit = window.visit(sizes.next().unwrap_or(1), visits, end);
+            window = Window::after(&visit);
+            all.push(visit);
+        }
+        all
+    }
+
+    #[test]
+    fn a_window_visits_each_block_several_times() {
+        let all = visits(10, 3, std::iter::repeat(2));
+        let expected = [(0..2, 0), (0..4, 0), (0..6, 2), (2..8, 4), (4..10, 6), (6..10, 8), (8..10, 10)];
+        assert_eq!(all, expected.map(|(blocks, done)| Visit { blocks, done }));
+    }
+
+    #[test]
+    fn a_window_of_one_visit_is_a_batch() {
+        let all = visits(5, 1, std::iter::repeat(2));
+        assert_eq!(all, [(0..2, 2), (2..4, 4), (4..5, 5)].map(|(blocks, done)| Visit { blocks, done }));
+    }
+
+    #[test]
+    fn a_window_shrinks_bit_by_bit() {
+        let window = Window { next: 100, front: 200 };
+        assert_eq!(window.visit(2, 8, 1000), Visit { blocks: 100..202, done: 104 });
+    }
+
     #[test]
     fn batches_reach_the_target_time() {
         let mut sizer = BatchSizer::new(TARGET);
@@ -310,6 +394,21 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the sizes: each block is done once, in order, on its last visit, and never left out.
+        #[test]
+        fn windows_leave_nothing_out(end in 1u32..300, count in 1u32..9, sizes in prop::collection::vec(1u32..60, 0..40)) {
+            let mut done = 0;
+            let mut front = 0;
+            for visit in visits(end, count, sizes.into_iter()) {
+                prop_assert_eq!(visit.blocks.start, done);
+                prop_assert!(visit.done >= done && visit.done <= visit.blocks.end);
+                prop_assert!(visit.blocks.end >= front && visit.blocks.end <= end);
+                prop_assert!(visit.done > done || visit.blocks.end > front);
+                (done, front) = (visit.done, visit.blocks.end);
+            }
+            prop_assert_eq!((done, front), (end, end));
+        }
+
         #[test]
         fn lanes_cover_every_block_once(blocks in prop_oneof![0u32..100_000, any::<u32>()]) {
             let lanes = lanes(blocks);

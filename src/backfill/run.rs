@@ -6,7 +6,9 @@ use pgrx::pg_sys;
 use serde_json::json;
 
 use super::batch::{self, Task};
-use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, format_rows, lanes, lanes_from};
+use super::plan::{
+    BatchSizer, Rate, RateLimit, Visit, Window, format_count, format_duration, format_rows, lanes, lanes_from,
+};
 use crate::catalog::{self, Batch, Change, Remaining};
 use crate::error::Error;
 use crate::guc;
@@ -91,6 +93,8 @@ struct Run {
     rows_per_block: f64,
     rate: Rate,
     last_report: Instant,
+    /// The lane that this session works on, and where in it. Lanes are kept, but another session may come in between.
+    window: Option<(pg_sys::Oid, i32, Window)>,
     /// Where the sweep of skipped blocks is.
     swept: Option<(pg_sys::Oid, u32)>,
     waiting: bool,
@@ -111,6 +115,7 @@ impl Run {
             rows_per_block: 100.0,
             rate: Rate::new(Duration::from_secs(10)),
             last_report: now,
+            window: None,
             swept: None,
             waiting: false,
         }
@@ -222,7 +227,8 @@ impl Run {
     fn step(&mut self) -> Result<Step, Error> {
         // Read anew each time: alter_change, fence or rollback may have come in between.
         self.change = catalog::find(&self.change.name)?;
-        if let Some(lane) = catalog::take_lane(self.change.id)? {
+        let mine = self.window.map(|(relation, number, _)| (relation, number));
+        if let Some(lane) = catalog::take_lane(self.change.id, mine)? {
             return self.lane_batch(&lane);
         }
         let remaining = catalog::remaining(self.change.id)?;
@@ -248,18 +254,25 @@ impl Run {
             catalog::create_lanes(id, lane.relation, table.file(), &lanes(table.blocks()))?;
             return Ok(Step::Batch { rows: 0 });
         }
-        let next = lane.next_block.saturating_add(self.batch_blocks()).min(lane.end_block);
-        let blocks = next - lane.next_block;
-        let outcome = batch::run(&self.change, &table, lane.next_block..next, self.task)?;
+        let window = match self.window.take() {
+            Some((relation, number, window)) if (relation, number) == (lane.relation, lane.number) => Some(window),
+            _ => None,
+        };
+        let window = window.filter(|window| window.next == lane.next_block).unwrap_or(Window::at(lane.next_block));
+        let visit = window.visit(self.batch_blocks(), self.task.visits(), lane.end_block);
+        let outcome = batch::run(&self.change, &table, &visit, self.task)?;
+        // What the batch has moved the window on by, at either end.
+        let blocks = (visit.done - window.next).max(visit.blocks.end - window.front);
         self.sizer.record(outcome.work, blocks);
         if outcome.rows > 0 {
-            self.rows_per_block = outcome.rows as f64 / f64::from(blocks);
+            self.rows_per_block = outcome.rows as f64 / f64::from(blocks.max(1));
         }
         if !outcome.skipped.is_empty() {
             catalog::skip(lane, &outcome.skipped)?;
         }
-        let batch = Batch { next_block: next, rows: outcome.rows, blocks, work: outcome.work };
+        let batch = Batch { next_block: visit.done, rows: outcome.rows, blocks, work: outcome.work };
         catalog::advance_lane(lane, batch)?;
+        self.window = Some((lane.relation, lane.number, Window::after(&visit)));
         Ok(Step::Batch { rows: outcome.rows })
     }
 
@@ -274,7 +287,7 @@ impl Run {
             catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
             return Ok(Step::Batch { rows: 0 });
         }
-        let outcome = batch::run(&self.change, &table, block..block + 1, self.task)?;
+        let outcome = batch::run(&self.change, &table, &Visit::only(block..block + 1), self.task)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
         }
@@ -392,7 +405,7 @@ pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), 
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = procedure.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                batch::run(change, &table, next..end, task)
+                batch::run(change, &table, &Visit::only(next..end), task)
             })?;
             repaired += outcome.rows;
             if outcome.skipped.is_empty() {

@@ -6,6 +6,7 @@ mod ffi;
 pub mod inval;
 pub mod lock;
 pub mod memory;
+pub mod page;
 pub mod parse;
 pub mod procedure;
 pub mod security;
