@@ -11,7 +11,7 @@ use crate::ddl::{as_owner, open};
 use crate::error::Error;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
-use crate::pg::procedure::with_latest_snapshot;
+use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
 use crate::pg::value::{Value, Values};
 use crate::plans;

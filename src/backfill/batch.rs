@@ -1,19 +1,19 @@
 //! One batch: the rows in a range of blocks that need work.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use smallvec::smallvec;
 
 use pgrx::spi::{Spi, quote_identifier as quote};
 
-use super::plan::Visit;
+use super::plan::{Visit, Work};
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::ddl::as_owner;
 use crate::error::Error;
 use crate::pg::page::PAGE_SIZE;
-use crate::pg::procedure::with_latest_snapshot;
+use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
 use crate::pg::value::{Value, Values};
 use crate::plans;
@@ -43,11 +43,9 @@ impl Task {
 /// What a batch did.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub rows: u64,
+    pub work: Work,
     /// Blocks that should be done, with rows that somebody else had locked.
     pub skipped: Vec<u32>,
-    /// The time that the work took, without waits for locks on the table.
-    pub work: Duration,
 }
 
 /// Does a task on the rows in some blocks, as the table's owner, without ever waiting for a row lock.
@@ -69,7 +67,8 @@ pub fn run(change: &Change, table: &Table, visit: &Visit, task: Task) -> Result<
             _ => write(binding, &others, table, visit, task, &mut outcome),
         })
     })?;
-    outcome.work = start.elapsed();
+    outcome.work.time = start.elapsed();
+    outcome.work.blocks = visit.blocks.len() as u32;
     Ok(outcome)
 }
 
@@ -93,6 +92,7 @@ fn write(
     let mut writer = Writer::new(table, columns);
     let mut room: Option<Room> = None;
     rows(table, visit.blocks.clone(), |row| {
+        outcome.work.seen += 1;
         let block = row.tid().block;
         let room = match &mut room {
             Some(room) if room.block == block => room,
@@ -119,7 +119,7 @@ fn write(
             }
             match writer.write(row, &values) {
                 Written::Done => {
-                    outcome.rows += 1;
+                    outcome.work.written += 1;
                     room.written(size, need);
                 }
                 // Whoever changed the row did so under the sync trigger, or as we do.
@@ -217,6 +217,7 @@ fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Op
 fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Outcome) -> Result<(), Error> {
     let mut pending = Vec::new();
     sides(binding, table, blocks, |row, source, targets| {
+        outcome.work.seen += 1;
         if is_pending(&mut binding.facts(source, targets)) {
             pending.push(row.tid());
         }
@@ -237,7 +238,7 @@ fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Out
             if client.update(&lock, None, &[tid.to_string().into()])?.is_empty() {
                 outcome.skip(tid);
             } else {
-                outcome.rows += client.update(&update, None, &[tid.to_string().into()])?.len() as u64;
+                outcome.work.written += client.update(&update, None, &[tid.to_string().into()])?.len() as u64;
             }
         }
         Ok::<_, pgrx::spi::SpiError>(())
