@@ -314,10 +314,11 @@ fn start_backfill(
     fire_triggers: Option<bool>,
 ) -> Result<String, ErrorReport> {
     let name = owned_change(change)?.name;
-    let workers = positive("workers", workers)?;
-    if workers > catalog::MAX_WORKERS {
-        Err(Error::BadNumber { argument: "workers", value: workers.to_string(), allowed: "a number from 1 to 32" })?;
-    }
+    let workers = workers.ok_or(Error::MissingArgument { argument: "workers" })?;
+    let allowed = 1..=catalog::MAX_WORKERS;
+    let workers = u32::try_from(workers).ok().filter(|workers| allowed.contains(workers)).ok_or_else(|| {
+        Error::BadNumber { argument: "workers", value: workers.to_string(), allowed: "a number from 1 to 32" }
+    })?;
     let change = run::request(&name, workers, fire_triggers.unwrap_or(false))?;
     launch_at_commit(&change, workers);
     Ok(change.name)

@@ -668,7 +668,7 @@ impl Error {
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 "cannot drop extension pg_zdd: there are active changes",
             )
-            .detail(format!("Their tables would be left with triggers that cannot fire: {}.", list(changes)))
+            .detail(format!("Their tables would lose the triggers that keep both sides in sync: {}.", list(changes)))
             .hint("Finish them with CALL zdd.contract(...), or give them up with SELECT zdd.rollback(...)."),
             UnmatchedValue { change, column, value } => parts(
                 Code::ERRCODE_CHECK_VIOLATION,
