@@ -637,10 +637,7 @@ impl Error {
                     format!("the work on change \"{change}\" has stopped with an error"),
                 )
                 .detail(error.as_str());
-                match hint {
-                    Some(hint) => stopped.hint(hint.as_str()),
-                    None => stopped.hint("SELECT zdd.resume(change) goes on with it when the cause is gone."),
-                }
+                stopped.hint(hint.as_deref().unwrap_or(Error::RESUME))
             }
             NotReached { change, phase, wanted, waited, waiting_for } => {
                 let late = parts(
@@ -776,6 +773,14 @@ impl From<Error> for ErrorReport {
 }
 
 impl Error {
+    /// What to do about an error that has stopped the work on a change and has no better HINT.
+    pub const RESUME: &str = "SELECT zdd.resume(change) goes on with it when the cause is gone.";
+
+    /// Whether the same work may succeed when it is tried again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Error::Caught(error) if error.is_transient())
+    }
+
     /// Its DETAIL and HINT.
     pub fn detail_and_hint(&self) -> (Option<String>, Option<String>) {
         match self {
