@@ -390,6 +390,14 @@ pub fn set_error(id: i64, message: &str) -> Result<(), Error> {
     )
 }
 
+/// How long ago a change began.
+pub fn age(id: i64) -> Result<Duration, Error> {
+    let sql = "select extract(epoch from clock_timestamp() - started_at)::double precision
+        from zdd.change where id = $1";
+    let seconds = read(sql, &[id.into()], |row| get::<f64>(row, 1))?;
+    Ok(seconds.first().and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok()).unwrap_or_default())
+}
+
 /// Runs SQL that gives rows and may write, as the extension.
 fn write<T>(
     sql: &str,

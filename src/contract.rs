@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::guc;
 use crate::pg::procedure::Procedure;
 use crate::phase::Phase;
+use crate::usage::report::{self, Standing};
 use crate::verify::Counts;
 
 /// What the caller takes upon himself.
@@ -77,12 +78,30 @@ fn check(change: &Change, consent: Consent) -> Result<(), Error> {
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
-    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    check_usage(change, consent)
+}
+
+/// An error unless it is known that nobody uses the old column: it has been fenced for long enough, or use was recorded
+/// for that long and there was none.
+fn check_usage(change: &Change, consent: Consent) -> Result<(), Error> {
     let quiet_period = guc::quiet_period();
-    if consent.force || quiet_period.is_zero() || fenced_for.is_some_and(|time| time >= quiet_period) {
+    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    if consent.force || quiet_period.is_zero() {
         return Ok(());
     }
-    Err(Error::InUse { change: change.name.clone(), fenced_for, quiet_period })
+    if fenced_for.is_some_and(|time| time >= quiet_period) {
+        let users = report::failed_while_fenced(change);
+        if !users.is_empty() {
+            pgrx::notice!("the old column was missed while it was fenced:\n{}", users.join("\n"));
+        }
+        return Ok(());
+    }
+    let name = || change.name.clone();
+    match report::standing(change, quiet_period)? {
+        Standing::Quiet => Ok(()),
+        Standing::Used(users) => Err(Error::InUse { change: name(), quiet_period, users }),
+        Standing::Unknown(reason) => Err(Error::UsageUnknown { change: name(), fenced_for, quiet_period, reason }),
+    }
 }
 
 /// An error if a row would lose something.
