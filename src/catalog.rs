@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgrx::datum::{DatumWithOid, JsonB};
+use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
 
@@ -390,12 +390,12 @@ pub fn set_error(id: i64, message: &str) -> Result<(), Error> {
     )
 }
 
-/// How long ago a change began.
-pub fn age(id: i64) -> Result<Duration, Error> {
-    let sql = "select extract(epoch from clock_timestamp() - started_at)::double precision
-        from zdd.change where id = $1";
-    let seconds = read(sql, &[id.into()], |row| get::<f64>(row, 1))?;
-    Ok(seconds.first().and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok()).unwrap_or_default())
+/// When a change began, and its phase, in microseconds since PostgreSQL's epoch.
+pub fn times(id: i64) -> Result<(i64, i64), Error> {
+    let sql = "select c.started_at, c.phase_since from zdd.change as c where c.id = $1";
+    let time = |row: &SpiHeapTupleData, ordinal| get::<TimestampWithTimeZone>(row, ordinal).map(pg_sys::TimestampTz::from);
+    let times = read(sql, &[id.into()], |row| Ok((time(row, 1)?, time(row, 2)?)))?;
+    times.first().copied().ok_or_else(|| Error::Spi("the change is gone".into()))
 }
 
 /// Runs SQL that gives rows and may write, as the extension.

@@ -90,7 +90,7 @@ fn check_usage(change: &Change, consent: Consent) -> Result<(), Error> {
         return Ok(());
     }
     if fenced_for.is_some_and(|time| time >= quiet_period) {
-        let users = report::failed_while_fenced(change);
+        let users = report::failed_while_fenced(change)?;
         if !users.is_empty() {
             pgrx::notice!("the old column was missed while it was fenced:\n{}", users.join("\n"));
         }

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiError};
 
 use super::store::{Entry, Header, Side, Slot};
 use super::{now, store};
 use crate::backfill::plan::format_duration;
 use crate::catalog::{self, Change};
-use crate::ddl::{query_strings, trigger_name};
+use crate::ddl::trigger_name;
 use crate::error::Error;
 use crate::pg::lock::tree;
-use crate::pg::security::{acts_for, current_role, role_name};
+use crate::pg::security::{acts_for, current_role, role_name, with_settings};
 use crate::pg::{hook, shmem, timestamp_text};
 
 /// What was recorded of a change of this database; `None` if nothing can be.
@@ -60,16 +61,18 @@ pub fn info() -> Option<Info> {
 
 /// The subscriptions that write a table, and their owners. What they write passes no executor, and so is not counted.
 pub fn subscriptions(relation: pg_sys::Oid) -> Result<Vec<(String, String)>, Error> {
-    let names = |column: &str| {
-        let sql = format!(
-            "select {column}::text from pg_subscription as s
-             where s.subenabled and exists (
-                 select from pg_subscription_rel as r where r.srsubid = s.oid and r.srrelid = any ($1))
-             order by s.subname"
-        );
-        query_strings(&sql, &[tree(relation).into()])
-    };
-    Ok(names("s.subname")?.into_iter().zip(names("pg_get_userbyid(s.subowner)")?).collect())
+    let sql = "select s.subname::text, pg_get_userbyid(s.subowner)::text from pg_subscription as s
+        where s.subenabled and exists (
+            select from pg_subscription_rel as r where r.srsubid = s.oid and r.srrelid = any ($1))
+        order by 1";
+    // Only reads: a standby has users too.
+    let rows = with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
+        Spi::connect(|client| {
+            let rows = client.select(sql, None, &[tree(relation).into()])?;
+            rows.map(|row| Ok((row.get(1)?, row.get(2)?))).collect::<Result<Vec<_>, SpiError>>()
+        })
+    })?;
+    Ok(rows.into_iter().filter_map(|(name, owner)| name.zip(owner)).collect())
 }
 
 /// Whether an old column is out of use.
@@ -106,7 +109,7 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
     }
     let (recorded, evicted) =
         shmem::read(|header, _| (ago(header.recorded_since), header.evicted_old_seen)).unwrap_or_default();
-    let age = catalog::age(change.id)?;
+    let age = ago(catalog::times(change.id)?.0);
     if recorded.min(age) < period {
         return Ok(Standing::Unknown(format!(
             "Usage has been recorded for {}, since the {}.",
@@ -124,13 +127,13 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
 }
 
 /// Who has named a fenced column in vain, a line each.
-pub fn failed_while_fenced(change: &Change) -> Vec<String> {
+pub fn failed_while_fenced(change: &Change) -> Result<Vec<String>, Error> {
+    let (_, fenced_at) = catalog::times(change.id)?;
     let now = now();
-    let fenced_at = now - i64::try_from(change.in_phase.as_micros()).unwrap_or(i64::MAX);
     let mut entries = entries(&change.name).unwrap_or_default();
     entries.retain(|entry| entry.side == Side::Old && entry.errors > 0 && entry.last_seen >= fenced_at);
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.last_seen));
-    entries.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect()
+    Ok(entries.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect())
 }
 
 const MOST_LINES: usize = 10;
@@ -144,6 +147,9 @@ fn line(entry: &Entry, now: i64) -> String {
     let mut counts = vec![count(entry.reads, "read"), count(entry.writes, "write")];
     if entry.errors > 0 {
         counts.push(count(entry.errors, "error"));
+    }
+    if !entry.is_counted() {
+        counts = vec!["nothing since the reset".to_owned()];
     }
     let ago = Duration::from_micros(u64::try_from(now - entry.last_seen).unwrap_or(0));
     let mut line = format!(

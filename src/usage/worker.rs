@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 
 use super::file;
 use crate::guc;
@@ -13,6 +13,9 @@ pub fn register() {
         .set_type("pg_zdd usage saver")
         .set_library("pg_zdd")
         .set_function("zdd_save_usage")
+        // No database, but a place in pg_stat_activity.
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::ConsistentState)
         .set_restart_time(Some(Duration::from_secs(10)))
         .load();
 }
@@ -20,6 +23,7 @@ pub fn register() {
 /// Saves at an interval. What comes after the last time is saved when the server ends, by its last process.
 pub fn run() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    BackgroundWorker::connect_worker_to_spi(None, None);
     while BackgroundWorker::wait_latch(Some(guc::usage_save_interval())) {
         if BackgroundWorker::sighup_received() {
             crate::pg::reload_settings();

@@ -12,7 +12,8 @@ use crate::{Cluster, describe};
 pub fn shared_cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let settings = [("max_prepared_transactions", "5"), ("wal_level", "logical")];
+        let settings =
+            [("max_prepared_transactions", "5"), ("wal_level", "logical"), ("shared_preload_libraries", "pg_zdd")];
         Cluster::start(&settings).unwrap_or_else(|e| panic!("no cluster: {e}"))
     })
 }
