@@ -393,7 +393,8 @@ pub fn set_error(id: i64, message: &str) -> Result<(), Error> {
 /// When a change began, and its phase, in microseconds since PostgreSQL's epoch.
 pub fn times(id: i64) -> Result<(i64, i64), Error> {
     let sql = "select c.started_at, c.phase_since from zdd.change as c where c.id = $1";
-    let time = |row: &SpiHeapTupleData, ordinal| get::<TimestampWithTimeZone>(row, ordinal).map(pg_sys::TimestampTz::from);
+    let time =
+        |row: &SpiHeapTupleData, ordinal| get::<TimestampWithTimeZone>(row, ordinal).map(pg_sys::TimestampTz::from);
     let times = read(sql, &[id.into()], |row| Ok((time(row, 1)?, time(row, 2)?)))?;
     times.first().copied().ok_or_else(|| Error::Spi("the change is gone".into()))
 }

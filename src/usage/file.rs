@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{self, Entry, Fenced, Header, Slot};
 use super::now;
+use super::store::{self, Entry, Fenced, Header, Slot};
 use crate::pg::shmem;
 
 /// In the server's data directory, where its processes are, and where PostgreSQL keeps its own statistics.

@@ -310,10 +310,7 @@ pub fn undefined_column(message: &[u8], statement: &[u8]) {
         for fenced in header.fenced_in(database) {
             // What EXECUTE runs is not to be seen here.
             let about = store::mentions(statement, store::bytes(&fenced.table)) || is_execute(statement);
-            if about
-                && store::mentions(message, store::bytes(&fenced.source))
-                && !changes.contains(&fenced.change)
-            {
+            if about && store::mentions(message, store::bytes(&fenced.source)) && !changes.contains(&fenced.change) {
                 changes.push(fenced.change);
             }
         }

@@ -88,9 +88,7 @@ pub enum Standing {
 /// What is known of the use of a change's old column in the last while.
 pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
     let Some(entries) = entries(&change.name) else {
-        return Ok(Standing::Unknown(
-            "Usage is not recorded: pg_zdd is not in shared_preload_libraries.".to_owned(),
-        ));
+        return Ok(Standing::Unknown("Usage is not recorded: pg_zdd is not in shared_preload_libraries.".to_owned()));
     };
     let now = now();
     let ago = |time: i64| Duration::from_micros(u64::try_from(now - time).unwrap_or(0));

@@ -89,8 +89,7 @@ impl Used {
     pub fn and(self, other: Used) -> Used {
         Used {
             read: self.read || other.read,
-            whole_row: (self.whole_row || other.whole_row)
-                && [self, other].iter().all(|it| it.whole_row || !it.read),
+            whole_row: (self.whole_row || other.whole_row) && [self, other].iter().all(|it| it.whole_row || !it.read),
             wrote: self.wrote || other.wrote,
             failed: self.failed || other.failed,
         }
@@ -225,8 +224,7 @@ pub struct Fenced {
 }
 
 impl Fenced {
-    pub const FREE: Fenced =
-        Fenced { database: 0, relation: 0, change: [0; 64], source: [0; 64], table: [0; 64] };
+    pub const FREE: Fenced = Fenced { database: 0, relation: 0, change: [0; 64], source: [0; 64], table: [0; 64] };
 
     fn is_of(&self, database: u32, relation: u32) -> bool {
         self.relation == relation && self.database == database && relation != 0

@@ -185,10 +185,7 @@ fn insert() {
     sql("INSERT INTO address (id, streetname) VALUES (11, 'Oak')", NEW_WRITE);
     sql("INSERT INTO address (id) VALUES (11)", "");
     sql("INSERT INTO address VALUES (11, 'Oak 1', 'X')", OLD_WRITE);
-    sql(
-        "INSERT INTO address (id, city) VALUES (1, 'X') ON CONFLICT (id) DO UPDATE SET street = 'Oak'",
-        OLD_WRITE,
-    );
+    sql("INSERT INTO address (id, city) VALUES (1, 'X') ON CONFLICT (id) DO UPDATE SET street = 'Oak'", OLD_WRITE);
 }
 
 #[test]
@@ -341,7 +338,9 @@ fn own_work_does_not_count() {
     db.run("INSERT INTO address (id, city) VALUES (11, 'X')");
     // With triggers, each batch is an UPDATE.
     db.run("CALL zdd.backfill('address.street', fire_triggers => true)");
-    db.run("SET session_replication_role = replica; UPDATE address SET street = 'Oak 1', streetname = 'Ash' WHERE id = 1");
+    db.run(
+        "SET session_replication_role = replica; UPDATE address SET street = 'Oak 1', streetname = 'Ash' WHERE id = 1",
+    );
     db.run("RESET session_replication_role; SELECT zdd.reset_usage('address.street')");
     db.run("SELECT * FROM zdd.verify('address.street'); SELECT * FROM zdd.mismatches('address.street')");
     db.run("CALL zdd.repair('address.street', winner => 'old')");
@@ -428,7 +427,9 @@ fn while_fenced_whoever_names_the_old_column_is_shown() {
     let (mut db, mut app) = expanded();
     app.run("PREPARE p AS SELECT street FROM address; PREPARE q AS SELECT city FROM address");
     let statement = app.client.prepare("SELECT id, street FROM address WHERE id = $1").unwrap();
-    app.run("CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM street FROM address; RETURN 1; END $$");
+    app.run(
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM street FROM address; RETURN 1; END $$",
+    );
     db.run("SELECT zdd.fence('address.street')");
     let mut errors = 0;
     let mut fails = |db: &mut Session, counted: bool, error: String| {
@@ -567,7 +568,10 @@ fn contract_says_that_it_may_be_only_select_star() {
     let (mut db, mut app) = expanded();
     app.run("SELECT * FROM address");
     let used = db.error(CONTRACT);
-    assert!(used.contains("always with all columns, so it may be no more than SELECT *: SELECT * FROM address"), "{used}");
+    assert!(
+        used.contains("always with all columns, so it may be no more than SELECT *: SELECT * FROM address"),
+        "{used}"
+    );
     app.run("SELECT street FROM address");
     assert!(!db.error(CONTRACT).contains("no more than"));
 }
@@ -635,17 +639,24 @@ fn logical_replication_apply() {
     };
     arrived(&mut replica, "SELECT count(*) = 10 FROM address WHERE id > 0");
     db.run("UPDATE address SET street = 'Oak 1' WHERE id = 1");
-    arrived(&mut replica, "SELECT count(*) = 1 FROM address WHERE id = 1 AND city = 'X' AND (SELECT true FROM address WHERE housenumber = '1' AND streetname = 'Oak')");
+    arrived(
+        &mut replica,
+        "SELECT count(*) = 1 FROM address WHERE id = 1 AND city = 'X' AND (SELECT true FROM address WHERE housenumber = '1' AND streetname = 'Oak')",
+    );
     // The publisher saw the initial copy, which reads all columns, and the update.
     let on_publisher = usage(&mut db);
     assert!(on_publisher.contains("test|old|0r1w0e"), "{on_publisher}");
     let copies = db.text("SELECT side, reads, whole_row FROM zdd.usage WHERE application_name LIKE 'pg\\_%\\_sync\\_%' ORDER BY side DESC");
     assert_eq!(copies, "old|1|1\nnew|1|1");
     let shown = "SELECT application_name, role, side, writes, sample_query FROM zdd.usage WHERE application_name = 'feed' ORDER BY side DESC";
-    assert_eq!(replica.text(shown), "feed|postgres|old|~|(logical replication)\nfeed|postgres|new|~|(logical replication)");
+    assert_eq!(
+        replica.text(shown),
+        "feed|postgres|old|~|(logical replication)\nfeed|postgres|new|~|(logical replication)"
+    );
     let used = replica.error(CONTRACT);
     assert!(used.contains("subscription \"feed\" of role \"postgres\" writes the table"), "{used}");
-    replica.run("ALTER SUBSCRIPTION feed DISABLE; ALTER SUBSCRIPTION feed SET (slot_name = NONE); DROP SUBSCRIPTION feed");
+    replica
+        .run("ALTER SUBSCRIPTION feed DISABLE; ALTER SUBSCRIPTION feed SET (slot_name = NONE); DROP SUBSCRIPTION feed");
     assert!(!replica.error(CONTRACT).contains("subscription"));
     let idle = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{name}'");
     arrived(&mut db, &idle);
@@ -661,7 +672,8 @@ fn a_restart_forgets_nothing() {
     app.run("SELECT street FROM address; UPDATE address SET housenumber = '1'");
     db.run("SELECT zdd.fence('address.street')");
     app.error("SELECT street FROM address");
-    let all = "SELECT side, role, application_name, reads, writes, errors, first_seen, last_seen, sample_query, whole_row
+    let all =
+        "SELECT side, role, application_name, reads, writes, errors, first_seen, last_seen, sample_query, whole_row
         FROM zdd.usage";
     let before = db.text(all);
     let since = "SELECT recorded_since > pg_postmaster_start_time() - interval '2 s' FROM zdd.usage_info";
@@ -779,10 +791,7 @@ fn hooks_are_chained() {
             order.reverse();
         }
         let order = order.join(",");
-        let mut conf = vec![
-            ("shared_preload_libraries", order.as_str()),
-            ("auto_explain.log_min_duration", "0"),
-        ];
+        let mut conf = vec![("shared_preload_libraries", order.as_str()), ("auto_explain.log_min_duration", "0")];
         if has_pgaudit {
             conf.extend([("pgaudit.log", "read, write"), ("pgaudit.log_relation", "on")]);
         }
