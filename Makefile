@@ -3,7 +3,7 @@
 #   make demo       a rolling update, played on a scratch server
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
-#   make bench      side by side with the alternatives; PARTS="insert backfill locks", ROWS, ROUNDS
+#   make bench      side by side with the alternatives; PARTS="insert backfill locks" or usage, ROWS, ROUNDS
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #

@@ -25,7 +25,12 @@ pub fn contract(procedure: &Procedure, name: &str, change: &Change, consent: Con
     refuse_rows(change, &count(procedure, change)?, consent)?;
     let own_fence = change.phase == Phase::Expanded;
     if own_fence {
-        procedure.transaction(|| ddl::fence(&catalog::lock(name)?))?;
+        procedure.transaction(|| {
+            let change = catalog::lock(name)?;
+            // Counting may have taken long.
+            check_usage(&change, consent)?;
+            ddl::fence(&change)
+        })?;
     }
     match finish(procedure, name, own_fence, consent) {
         Ok(lossy) => {
@@ -55,7 +60,14 @@ fn finish(procedure: &Procedure, name: &str, recount: bool, consent: Consent) ->
     if procedure.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
         procedure.transaction(|| ddl::validate_not_null(&change))?;
     }
-    procedure.transaction(|| ddl::drop_source(&catalog::lock(name)?))?;
+    procedure.transaction(|| {
+        let change = catalog::lock(name)?;
+        // Who ran into our own fence gets the column back.
+        if recount {
+            check_usage(&change, consent)?;
+        }
+        ddl::drop_source(&change)
+    })?;
     Ok(counts.lossy)
 }
 
