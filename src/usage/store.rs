@@ -392,6 +392,11 @@ mod tests {
     }
 
     #[test]
+    fn takes_the_memory_that_is_documented() {
+        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1240, 25_632));
+    }
+
+    #[test]
     fn counts_by_key() {
         let mut memory = memory(4);
         count(&mut memory, &key("a", Side::Old), READ, 5);
