@@ -1,6 +1,8 @@
 //! zdd.usage: each way of using a column is recorded on the right side, under the right application; and what is no use
 //! is not. What it is good for: contract waits for the last user.
 
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -661,6 +663,60 @@ fn logical_replication_apply() {
     let idle = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{name}'");
     arrived(&mut db, &idle);
     db.run(&format!("SELECT pg_drop_replication_slot('{name}')"));
+}
+
+// Standbys
+
+/// A physical standby of a cluster, beside it.
+struct Standby<'c>(&'c Cluster, PathBuf);
+
+impl Standby<'_> {
+    const PORT: u16 = 5433;
+
+    fn of(cluster: &Cluster) -> Standby<'_> {
+        let data = cluster.socket_dir().join("standby");
+        let mut copy = cluster.server_tool("pg_basebackup");
+        copy.args(["-R", "-U", "postgres", "-h"]).arg(cluster.socket_dir()).arg("-D").arg(&data);
+        assert!(copy.status().unwrap().success());
+        let standby = Standby(cluster, data);
+        standby.pg_ctl(&["start", "-w", "-s", "-l", "standby.log", "-o", &format!("-p {}", Self::PORT)]);
+        standby
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) -> bool {
+        let mut pg_ctl = self.0.server_tool("pg_ctl");
+        pg_ctl.args(arguments).arg("-D").arg(&self.1).stdout(Stdio::null()).stderr(Stdio::null());
+        pg_ctl.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Standby<'_> {
+    fn drop(&mut self) {
+        self.pg_ctl(&["stop", "-m", "immediate"]);
+    }
+}
+
+#[test]
+fn a_standby_records_its_own() {
+    let cluster = start(&[PRELOADED]);
+    let (mut db, mut app) = expanded_on(&cluster);
+    app.run("SELECT streetname FROM address");
+    let standby = Standby::of(&cluster);
+    let database = db.text("SELECT current_database()");
+    let mut reader = Session::connect(cluster.config(&database, "postgres", "report").port(Standby::PORT).clone());
+    assert_eq!(reader.text("SELECT pg_is_in_recovery()"), "t");
+    let before = usage(&mut reader);
+    reader.run("SELECT street FROM address");
+    assert_eq!(usage(&mut reader).replace(&before, "").trim(), "report|old|1r0w0e");
+    assert_eq!(usage(&mut db), NEW_READ);
+    // A fence is known there as soon as somebody has looked at the table.
+    db.run("SELECT zdd.fence('address.street')");
+    let fenced = "SELECT phase FROM zdd.changes";
+    wait_until("the fence arrives", Duration::from_secs(30), || Ok(reader.text(fenced) == "fenced")).unwrap();
+    reader.run("SELECT city FROM address");
+    reader.error("SELECT street FROM address");
+    assert!(usage(&mut reader).contains("report|old|1r0w1e"));
+    drop(standby);
 }
 
 // Memory and file
