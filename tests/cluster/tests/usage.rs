@@ -676,7 +676,7 @@ impl Standby<'_> {
     fn of(cluster: &Cluster) -> Standby<'_> {
         let data = cluster.socket_dir().join("standby");
         let mut copy = cluster.server_tool("pg_basebackup");
-        copy.args(["-R", "-U", "postgres", "-h"]).arg(cluster.socket_dir()).arg("-D").arg(&data);
+        copy.args(["-R", "-c", "fast", "-U", "postgres", "-h"]).arg(cluster.socket_dir()).arg("-D").arg(&data);
         assert!(copy.status().unwrap().success());
         let standby = Standby(cluster, data);
         standby.pg_ctl(&["start", "-w", "-s", "-l", "standby.log", "-o", &format!("-p {}", Self::PORT)]);
