@@ -20,6 +20,7 @@ mod sync;
 mod tests;
 mod usage;
 mod verify;
+mod worker;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -46,6 +47,7 @@ pub extern "C-unwind" fn _PG_init() {
         pg::hook::install();
         usage::worker::register();
     }
+    worker::register_launcher();
 }
 
 /// Needed by `cargo pgrx test`.
