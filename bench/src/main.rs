@@ -1,13 +1,14 @@
 //! pg_zdd side by side with the alternatives, on one scratch server, in interleaved rounds: whatever else the machine
 //! does hits all of them. Read the ratios, not the seconds.
 //!
-//! `pg_zdd_bench [insert] [backfill] [locks]` (`make bench PARTS=…`); ROWS (default 1,000,000) and ROUNDS (default 3)
+//! `pg_zdd_bench [insert] [backfill] [locks]` or `usage` (`make bench PARTS=…`); ROWS (default 1,000,000) and ROUNDS (default 3)
 //! from the environment.
 
 mod backfill;
 mod insert;
 mod locks;
 mod stats;
+mod usage;
 
 use std::path::Path;
 
@@ -59,6 +60,10 @@ fn main() -> Result<()> {
         Ok(value) => value.parse().map_err(|e| format!("{name}: {e}")),
         Err(_) => Ok(default),
     };
+    // It has servers of its own.
+    if std::env::args().skip(1).eq(["usage"]) {
+        return usage::run();
+    }
     let (rows, rounds) = (number("ROWS", 1_000_000)?, number("ROUNDS", 3)?);
     let cluster = Cluster::start(CONF)?;
     let client = cluster.create_database("bench")?;

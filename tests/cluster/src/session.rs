@@ -12,7 +12,14 @@ use crate::{Cluster, describe};
 pub fn shared_cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let settings = [("max_prepared_transactions", "5"), ("wal_level", "logical"), ("max_worker_processes", "32")];
+        // Tests of the launcher have a cluster of their own.
+        let settings = [
+            ("max_prepared_transactions", "5"),
+            ("wal_level", "logical"),
+            ("max_worker_processes", "32"),
+            ("shared_preload_libraries", "pg_zdd"),
+            ("zdd.auto_resume", "off"),
+        ];
         Cluster::start(&settings).unwrap_or_else(|e| panic!("no cluster: {e}"))
     })
 }
