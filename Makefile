@@ -28,6 +28,7 @@ test: setup
 	@scripts/test.sh
 
 bench: setup
+	@scripts/alternatives.sh
 	@scripts/client.sh pg_zdd_bench $(PARTS)
 
 lint: setup
