@@ -15,6 +15,7 @@ mod locks;
 mod report;
 mod stats;
 mod subject;
+mod svg;
 mod table;
 mod writes;
 

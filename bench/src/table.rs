@@ -4,11 +4,23 @@ pub struct Table {
     pub title: String,
     header: Vec<String>,
     rows: Vec<Vec<String>>,
+    /// Words are aligned to the left, numbers to the right.
+    words: bool,
 }
 
 impl Table {
     pub fn new(title: impl Into<String>, header: &[&str]) -> Table {
-        Table { title: title.into(), header: header.iter().map(|&cell| cell.to_owned()).collect(), rows: Vec::new() }
+        Table {
+            title: title.into(),
+            header: header.iter().map(|&cell| cell.to_owned()).collect(),
+            rows: Vec::new(),
+            words: false,
+        }
+    }
+
+    pub fn in_words(mut self) -> Table {
+        self.words = true;
+        self
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -35,6 +47,7 @@ impl Table {
             for (column, (cell, &width)) in cells.iter().zip(&widths).enumerate() {
                 match column {
                     0 => line.push_str(&format!("{cell:<width$}")),
+                    _ if self.words => line.push_str(&format!("  {cell:<width$}")),
                     _ if cells.len() < widths.len() => line.push_str(&format!("  {cell}")),
                     _ => line.push_str(&format!("  {cell:>width$}")),
                 }
@@ -54,7 +67,8 @@ impl Table {
             format!("| {} |{missing}\n", cells.join(" | "))
         };
         let mut text = format!("**{}**\n\n{}", self.title, line(&self.header));
-        text.push_str(&format!("|---|{}\n", "---:|".repeat(self.header.len() - 1)));
+        let other = if self.words { "---|" } else { "---:|" };
+        text.push_str(&format!("|---|{}\n", other.repeat(self.header.len() - 1)));
         self.rows.iter().for_each(|row| text.push_str(&line(row)));
         text
     }

@@ -79,10 +79,11 @@ impl Contender for ByHand {
                  WHERE address.id = batch.id AND streetname IS NULL AND housenumber IS NULL AND street IS NOT NULL
              )
              SELECT max(id) FROM batch",
-        )?;
+        );
+        let batch = batch.map_err(|e| describe(&e))?;
         let mut last = Some(i64::MIN);
         while let Some(id) = last {
-            last = client.query_one(&batch, &[&id, &BATCH])?.get(0);
+            last = client.query_one(&batch, &[&id, &BATCH]).map_err(|e| describe(&e))?.get(0);
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ impl Tool {
     /// Runs it to its end. What it says is only of interest when it fails.
     pub fn run(&self, args: &[&str]) -> Result<()> {
         let mut command = Command::new(self.dir().join("bin").join(self.0));
+        // It would make the errors of a program in Rust pages long.
+        command.env_remove("RUST_BACKTRACE");
         let output = command.args(args).output().map_err(|e| format!("{}: {e}", self.0))?;
         if output.status.success() {
             return Ok(());
@@ -56,6 +58,7 @@ fn last_words(text: &str) -> String {
             c => plain.push(c),
         }
     }
-    let errors: Vec<&str> = plain.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    errors[errors.len().saturating_sub(6)..].join("; ")
+    let lines: Vec<&str> = plain.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let error = lines.iter().rposition(|line| line.starts_with("Error:"));
+    lines[error.unwrap_or(lines.len().saturating_sub(3))..].join(" ")
 }
