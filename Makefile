@@ -2,7 +2,8 @@
 #
 #   make demo       a rolling update, played on a scratch server
 #   make test       every test
-#   make bench      side by side with the alternatives; PARTS="insert backfill locks", ROWS, ROUNDS
+#   make bench      side by side with the alternatives; PARTS="writes backfill lifecycle locks cases report", ROWS, ROUNDS,
+#                   FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #

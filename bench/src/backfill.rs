@@ -7,7 +7,7 @@ use crate::Bench;
 use crate::contender::{Contender, Version};
 use crate::report::{NotRun, Part};
 use crate::stats::{Series, seconds, thousands};
-use crate::subject::Subject;
+use crate::subject::{Subject, WAL_BYTES};
 use crate::table::Table;
 
 /// Whoever takes longer than this many seconds for one of the larger tables has one round of it.
@@ -38,7 +38,7 @@ pub struct Figures {
 }
 
 pub fn measure(bench: &Bench) -> Result<Backfill> {
-    let (contenders, not_run) = bench.contenders();
+    let (contenders, not_run) = bench.contenders(|_| true);
     let mut rows = vec![bench.rows / 10, bench.rows];
     if bench.full {
         rows.push(bench.rows * 10);
@@ -68,13 +68,12 @@ fn one_run(bench: &Bench, contender: &dyn Contender, rows: i64, figures: &mut Fi
     let db = Subject::with_rows(&bench.cluster, rows)?;
     contender.adopt(&db)?;
     db.run("CHECKPOINT")?;
-    let wal = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
-    let before: i64 = db.value(wal)?;
+    let before: i64 = db.value(WAL_BYTES)?;
     let took = seconds(|| {
         contender.start(&db)?;
         contender.backfill(&db)
     })?;
-    let written = db.value::<i64>(wal)? - before;
+    let written = db.value::<i64>(WAL_BYTES)? - before;
     must_be_split(&db, contender, rows)?;
     figures.seconds.add(took);
     figures.wal_bytes_per_row.add(written as f64 / rows as f64);
@@ -137,7 +136,7 @@ impl Part for Backfill {
             let floor_wal = size.floor().and_then(|floor| floor.wal_bytes_per_row.median());
             for figures in &size.contenders {
                 if let Some(reason) = &figures.failed {
-                    table.row(vec![figures.name.clone(), format!("failed: {}", first_line(reason))]);
+                    table.failed(&figures.name, reason);
                     continue;
                 }
                 let ratio = |value: Option<f64>, floor: Option<f64>| match (value, floor) {
@@ -161,8 +160,4 @@ impl Part for Backfill {
         };
         self.sizes.iter().map(table).collect()
     }
-}
-
-pub fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Bench;
 use crate::clients::{Clients, Load, Summary, Trace};
-use crate::contender::{Contender, Version};
+use crate::contender::{self, Contender, Version};
 use crate::report::{NotRun, Part};
 use crate::stats::{Series, thousands};
 use crate::subject::Subject;
@@ -63,8 +63,7 @@ pub struct Step {
 
 pub fn measure(bench: &Bench) -> Result<Lifecycle> {
     let rows = bench.rows / 20;
-    let (mut contenders, not_run) = bench.contenders();
-    contenders.retain(|contender| !contender.is_floor());
+    let (contenders, not_run) = bench.contenders(|contender| !contender.is_floor());
     let most = saturation(bench, rows)?;
     let rounds = bench.rounds.min(2);
     let mut loads = Vec::new();
@@ -75,6 +74,9 @@ pub fn measure(bench: &Bench) -> Result<Lifecycle> {
             for turn in 0..contenders.len() {
                 let which = (round + turn) % contenders.len();
                 let felt = &mut all[which];
+                if felt.failed.is_some() {
+                    continue;
+                }
                 bench.say(&format!("{name}, round {}: {}", round + 1, felt.name));
                 match one_round(bench, contenders[which], rows, load) {
                     Ok(round) => felt.rounds.push(round),
@@ -90,7 +92,7 @@ pub fn measure(bench: &Bench) -> Result<Lifecycle> {
 /// How many statements a second the clients can do when nothing is in their way.
 fn saturation(bench: &Bench, rows: i64) -> Result<f64> {
     let db = Subject::with_rows(&bench.cluster, rows)?;
-    let plain = crate::contender::all().remove(0);
+    let plain = contender::floor();
     let epoch = Instant::now();
     let load = Load { clients: CLIENTS, rate: None };
     let clients = Clients::start(&db, &*plain, Version::Old, load, epoch)?;
@@ -108,7 +110,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rows: i64, load: Load) ->
     let half = Load { clients: load.clients / 2, ..load };
 
     let old = run.clients(Version::Old, load)?;
-    run.step("before", |_| Ok(std::thread::sleep(QUIET)))?;
+    run.step("before", |_| quiet())?;
     run.step("start", |run| contender.start(run.db))?;
     if !contender.start_backfills() {
         run.step("backfill", |run| contender.backfill(run.db))?;
@@ -116,7 +118,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rows: i64, load: Load) ->
     run.settle(vec![old])?;
 
     let both = vec![run.clients(Version::Old, half)?, run.clients(Version::New, half)?];
-    run.step("side by side", |_| Ok(std::thread::sleep(QUIET)))?;
+    run.step("side by side", |_| quiet())?;
     run.settle(both)?;
 
     let new = run.clients(Version::New, load)?;
@@ -124,6 +126,12 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rows: i64, load: Load) ->
     run.step("complete", |run| contender.complete(run.db))?;
     run.settle(vec![new])?;
     Ok(run.result())
+}
+
+/// Nothing but the applications.
+fn quiet() -> Result<()> {
+    std::thread::sleep(QUIET);
+    Ok(())
 }
 
 struct Run<'a> {
@@ -214,7 +222,7 @@ impl Lifecycle {
         let mut table = Table::new(title, &header);
         for felt in &load.contenders {
             if let Some(reason) = &felt.failed {
-                table.row(vec![felt.name.clone(), format!("failed: {}", crate::backfill::first_line(reason))]);
+                table.failed(&felt.name, reason);
                 continue;
             }
             let quiet = felt.series(0, |felt| felt.p99).median();
@@ -240,7 +248,8 @@ impl Lifecycle {
                 ]);
             }
             if let Some(error) = felt.first_error() {
-                table.row(vec![String::new(), format!("first error: {}", crate::backfill::first_line(&error))]);
+                let error = error.lines().next().unwrap_or_default();
+                table.row(vec![String::new(), format!("first error: {error}")]);
             }
         }
         self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));

@@ -34,8 +34,7 @@ pub struct Blocked {
 
 pub fn measure(bench: &Bench) -> Result<Locks> {
     let rows = bench.rows / 100;
-    let (mut contenders, not_run) = bench.contenders();
-    contenders.retain(|contender| !contender.is_floor());
+    let (contenders, not_run) = bench.contenders(|contender| !contender.is_floor() && !contender.is_variant());
     let mut all = Vec::new();
     for contender in contenders {
         bench.say(contender.name());
@@ -92,7 +91,7 @@ impl Part for Locks {
                 ]);
             }
             if let Some(reason) = &blocked.failed {
-                table.row(vec![blocked.name.clone(), format!("failed: {}", crate::backfill::first_line(reason))]);
+                table.failed(&blocked.name, reason);
             }
         }
         self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));

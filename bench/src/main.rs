@@ -34,7 +34,7 @@ const CONF: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("autovacuum", "off"),
     // Nothing here takes that long, unless it hangs.
-    ("statement_timeout", "10min"),
+    ("statement_timeout", "1h"),
 ];
 
 const PARTS: [&str; 6] = ["writes", "backfill", "lifecycle", "locks", "cases", "report"];
@@ -45,15 +45,22 @@ pub struct Bench {
     pub rounds: usize,
     /// With a table ten times as large.
     pub full: bool,
-    contenders: Vec<Box<dyn Contender>>,
-    not_run: Vec<NotRun>,
+    /// Each with the reason why it cannot run here, if it cannot.
+    contenders: Vec<(Box<dyn Contender>, Option<String>)>,
     started: Instant,
 }
 
 impl Bench {
-    /// Who can run here, and who cannot.
-    pub fn contenders(&self) -> (Vec<&dyn Contender>, Vec<NotRun>) {
-        (self.contenders.iter().map(|contender| &**contender).collect(), self.not_run.clone())
+    /// Of the contenders that a part is about: who can run here, and who cannot.
+    pub fn contenders(&self, wanted: fn(&dyn Contender) -> bool) -> (Vec<&dyn Contender>, Vec<NotRun>) {
+        let (mut can, mut cannot) = (Vec::new(), Vec::new());
+        for (contender, missing) in self.contenders.iter().filter(|(contender, _)| wanted(&**contender)) {
+            match missing {
+                None => can.push(&**contender),
+                Some(reason) => cannot.push(NotRun { name: contender.name().to_owned(), reason: reason.clone() }),
+            }
+        }
+        (can, cannot)
     }
 
     /// What is going on, for whoever waits.
@@ -91,19 +98,19 @@ fn measure(wanted: &[String]) -> Result<()> {
     let full = number("FULL", 0)? > 0;
     let cluster = Cluster::start(CONF)?;
     let only = std::env::var("ONLY").unwrap_or_default();
-    let (mut contenders, mut not_run) = (Vec::new(), Vec::new());
+    let mut contenders = Vec::new();
     for contender in contender::all() {
         if !only.is_empty() && !only.split_whitespace().any(|word| contender.name().contains(word)) {
             continue;
         }
-        match contender.missing(&cluster)? {
-            None => contenders.push(contender),
-            Some(reason) => not_run.push(NotRun::new(&*contender, reason)),
+        let missing = contender.missing(&cluster)?;
+        if let Some(reason) = &missing {
+            println!("not run: {}: {reason}", contender.name());
         }
+        contenders.push((contender, missing));
     }
     let rounds = usize::try_from(rounds)?.max(1);
-    let bench = Bench { cluster, rows, rounds, full, contenders, not_run, started: Instant::now() };
-    bench.not_run.iter().for_each(|left_out| println!("not run: {}: {}", left_out.name, left_out.reason));
+    let bench = Bench { cluster, rows, rounds, full, contenders, started: Instant::now() };
     bench.part(wanted, writes::measure)?;
     bench.part(wanted, backfill::measure)?;
     bench.part(wanted, lifecycle::measure)?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backfill::Backfill;
 use crate::cases::Cases;
 use crate::chart;
-use crate::contender::{self, Contender};
+use crate::contender;
 use crate::lifecycle::Lifecycle;
 use crate::locks::Locks;
 use crate::table::Table;
@@ -28,12 +28,6 @@ pub struct NotRun {
     pub reason: String,
 }
 
-impl NotRun {
-    pub fn new(contender: &dyn Contender, reason: String) -> NotRun {
-        NotRun { name: contender.name().to_owned(), reason }
-    }
-}
-
 /// Where and when.
 #[derive(Serialize, Deserialize)]
 pub struct Machine {
@@ -42,6 +36,8 @@ pub struct Machine {
     pub cores: usize,
     pub rows: i64,
     pub rounds: usize,
+    /// What the caller tells glibc's malloc, which the server inherits: it decides what a regular expression costs.
+    pub malloc: Vec<String>,
 }
 
 impl Machine {
@@ -49,7 +45,9 @@ impl Machine {
         let mut client = cluster.connect("postgres", "postgres", "bench")?;
         let now = client.query_one("SELECT current_date::text, current_setting('server_version')", &[])?;
         let cores = std::thread::available_parallelism()?.get();
-        Ok(Machine { date: now.get(0), server: now.get(1), cores, rows, rounds })
+        let malloc = std::env::vars().filter(|(name, _)| name.starts_with("MALLOC_"));
+        let malloc = malloc.map(|(name, value)| format!("{name}={value}")).collect();
+        Ok(Machine { date: now.get(0), server: now.get(1), cores, rows, rounds, malloc })
     }
 }
 
@@ -116,10 +114,11 @@ fn section<P: Part>(page: &mut String, title: &str, charts: &[&str], file: Optio
         return;
     };
     page.push_str(&format!(
-        "{}, PostgreSQL {}, {} cores, `ROWS={} ROUNDS={} PARTS={}`.\n\n",
+        "{}, PostgreSQL {}, {} cores, `{}ROWS={} ROUNDS={} make bench PARTS={}`.\n\n",
         machine.date,
         machine.server,
         machine.cores,
+        machine.malloc.iter().map(|setting| format!("{setting} ")).collect::<String>(),
         machine.rows,
         machine.rounds,
         P::NAME

@@ -32,6 +32,11 @@ impl Table {
         self.row(vec![name.to_owned(), format!("not run: {reason}")]);
     }
 
+    /// A row for one that ran and did not get through.
+    pub fn failed(&mut self, name: &str, error: &str) {
+        self.row(vec![name.to_owned(), format!("failed: {}", error.lines().next().unwrap_or_default())]);
+    }
+
     pub fn text(&self) -> String {
         let columns = self.header.len();
         let mut widths = vec![0; columns];

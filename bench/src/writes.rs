@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::Bench;
 use crate::contender::{Contender, Version};
 use crate::report::{NotRun, Part};
-use crate::stats::{Series, seconds};
+use crate::stats::{Series, seconds, thousands};
 use crate::subject::{STREET, Subject, run};
 use crate::table::Table;
 
@@ -28,34 +28,45 @@ pub struct Costs {
     pub name: String,
     /// Microseconds per row, by operation.
     pub micros: [Series; OPERATIONS.len()],
+    pub failed: Option<String>,
+}
+
+impl Costs {
+    fn new(name: &str) -> Costs {
+        Costs { name: name.to_owned(), micros: Default::default(), failed: None }
+    }
+
+    fn add(&mut self, micros: [f64; OPERATIONS.len()]) {
+        self.micros.iter_mut().zip(micros).for_each(|(series, micros)| series.add(micros));
+    }
 }
 
 pub fn measure(bench: &Bench) -> Result<Writes> {
-    let rows = bench.rows / 10;
-    let (mut contenders, mut not_run) = bench.contenders();
-    // Who splits the rows from before makes no difference here.
-    contenders.retain(|contender| !contender.name().contains("worker"));
-    not_run.retain(|left_out| !left_out.name.contains("worker"));
+    let rows = bench.rows / 20;
+    let (contenders, not_run) = bench.contenders(|contender| !contender.is_variant());
     let mut subjects = Vec::new();
-    for &contender in &contenders {
-        match expanded(bench, contender) {
-            Ok(db) => subjects.push((contender, db, <[Series; OPERATIONS.len()]>::default())),
-            Err(e) => not_run.push(NotRun::new(contender, format!("failed: {e}"))),
-        }
+    let mut all: Vec<Costs> = contenders.iter().map(|contender| Costs::new(contender.name())).collect();
+    for (contender, costs) in contenders.iter().zip(&mut all) {
+        let db = expanded(bench, *contender);
+        costs.failed = db.as_ref().err().map(|e| e.to_string());
+        subjects.push(db.ok());
     }
     // The first round warms up and is not counted.
-    let count = subjects.len();
     for round in 0..=bench.rounds {
-        for turn in 0..count {
-            let (contender, db, micros) = &mut subjects[(round + turn) % count];
-            let took = one_round(*contender, db, rows).map_err(|e| format!("{}: {e}", contender.name()))?;
-            if round > 0 {
-                micros.iter_mut().zip(took).for_each(|(series, took)| series.add(took / rows as f64 * 1e6));
+        for turn in 0..contenders.len() {
+            let which = (round + turn) % contenders.len();
+            let (costs, Some(db)) = (&mut all[which], &subjects[which]) else { continue };
+            match one_round(contenders[which], db, rows) {
+                Ok(took) if round > 0 => costs.add(took.map(|seconds| seconds / rows as f64 * 1e6)),
+                Ok(_) => {}
+                Err(e) => {
+                    costs.failed = Some(e.to_string());
+                    subjects[which] = None;
+                }
             }
         }
     }
-    let costs = subjects.into_iter().map(|(contender, _, micros)| Costs { name: contender.name().to_owned(), micros });
-    Ok(Writes { rows, contenders: costs.collect(), not_run })
+    Ok(Writes { rows, contenders: all, not_run })
 }
 
 fn expanded<'a>(bench: &'a Bench, contender: &dyn Contender) -> Result<Subject<'a>> {
@@ -120,7 +131,7 @@ fn must_be_split(db: &Subject, contender: &dyn Contender, rows: i64) -> Result<(
     let right =
         "SELECT count(*) FROM address WHERE upper(streetname) = 'ROSENTHALER-ALLEE' AND housenumber ~ '^\\d{4}$'";
     let right: i64 = client.query_one(right, &[])?.get(0);
-    if right == rows { Ok(()) } else { Err(format!("{}: {right} of {rows} rows are split", contender.name()).into()) }
+    if right == rows { Ok(()) } else { Err(format!("{right} of {rows} rows are split").into()) }
 }
 
 impl Part for Writes {
@@ -129,10 +140,14 @@ impl Part for Writes {
     fn tables(&self) -> Vec<Table> {
         let mut header = vec!["µs per row, and × the floor"];
         header.extend(OPERATIONS);
-        let title = format!("Per-row cost of a write of the old application, {} rows", self.rows);
+        let title = format!("Per-row cost of a write of the old application, {} rows", thousands(self.rows as f64));
         let mut table = Table::new(title, &header);
         let floor = self.contenders.iter().find(|c| c.name == "floor");
         for contender in &self.contenders {
+            if let Some(reason) = &contender.failed {
+                table.failed(&contender.name, reason);
+                continue;
+            }
             let mut cells = vec![contender.name.clone()];
             for (operation, series) in contender.micros.iter().enumerate() {
                 let floor = floor.and_then(|floor| floor.micros[operation].median());

@@ -63,6 +63,11 @@ pub trait Contender: Sync {
     fn is_floor(&self) -> bool {
         false
     }
+
+    /// Whether it differs from the one before only in who splits the rows from before.
+    fn is_variant(&self) -> bool {
+        false
+    }
 }
 
 /// All of them, in the order of the tables.
@@ -78,6 +83,10 @@ pub fn all() -> Vec<Box<dyn Contender>> {
         Box::new(zdd::Zdd { workers: Some(1) }),
         Box::new(zdd::Zdd { workers: Some(2) }),
     ]
+}
+
+pub fn floor() -> Box<dyn Contender> {
+    Box::new(floor::Floor)
 }
 
 /// The rule in PostgreSQL's own regular expressions: what is left of the last blank that a digit follows, and what is

@@ -78,4 +78,8 @@ impl Contender for Zdd {
         db.run("SELECT zdd.fence('address.street')")?;
         db.run("CALL zdd.contract('address.street', force => true)")
     }
+
+    fn is_variant(&self) -> bool {
+        self.workers.is_some()
+    }
 }
