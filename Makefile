@@ -28,6 +28,11 @@ demo: setup
 test: setup
 	@scripts/test.sh
 
+# PostgreSQL's regular expressions take and give back memory for every value. Where that happens to be the last of the
+# heap, glibc returns it to the system each time, and the ways that use them get up to four times slower. It depends on
+# chance, so we spare them that.
+bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
+bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 bench: setup
 	@scripts/alternatives.sh
 	@scripts/client.sh pg_zdd_bench $(PARTS)

@@ -15,7 +15,7 @@ alternative() {
     [ -x "$tools/bin/$name" ] && [ "$(cat "$tools/$name.version" 2>/dev/null)" = "$version" ] && return
     say "installing $name $version below $tools (some minutes)"
     rm -f "$tools/$name.version" "$tools/$name.missing"
-    if (set -e && "${@:3}") >"$log" 2>&1; then
+    if ("${@:3}") >"$log" 2>&1; then
         echo "$version" >"$tools/$name.version"
     else
         tail -n 1 "$log" >"$tools/$name.missing"
@@ -26,13 +26,11 @@ alternative() {
 # As a requirement of a module of our own: `go install pgroll@version` would also ask for the list of all versions.
 pgroll() {
     command -v go >/dev/null || { echo "there is no Go (1.21 or later) here" && return 1; }
-    local module
-    module=$(mktemp -d)
-    trap 'rm -rf "$module"' EXIT
-    cd "$module"
-    go mod init alternatives
-    go mod edit -require="github.com/xataio/pgroll@$pgroll_version"
-    go build -mod=mod -o "$tools/bin/pgroll" github.com/xataio/pgroll
+    local module="$tools/pgroll.module"
+    rm -rf "$module" && mkdir "$module" && cd "$module" &&
+        go mod init alternatives &&
+        go mod edit -require="github.com/xataio/pgroll@$pgroll_version" &&
+        go build -mod=mod -o "$tools/bin/pgroll" github.com/xataio/pgroll
 }
 
 reshape() {
