@@ -143,13 +143,20 @@ impl Clients {
         Ok(Clients { stop, threads })
     }
 
-    pub fn stop(self) -> Result<Trace> {
+    pub fn stop(mut self) -> Result<Trace> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Trace::default();
-        for thread in self.threads {
+        for thread in std::mem::take(&mut self.threads) {
             all.add(thread.join().map_err(|_| "a client panicked")?);
         }
         Ok(all)
+    }
+}
+
+/// Whoever gives up in the middle leaves no clients at work.
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -228,5 +235,45 @@ impl Application {
             7..9 => self.client.execute(&self.sql.other, &both).map(drop),
             _ => self.client.execute(&self.sql.insert, &[&number]).map(drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A statement every 10 ms for 4 s, each answered in 1 ms; but those that are due from 1 s on for half a second
+    /// are all answered at 1.5 s, and the last of them with an error.
+    fn held_up() -> Trace {
+        let sample = |number: i32| {
+            let due = f64::from(number) / 100.0;
+            let blocked = (100..150).contains(&number);
+            let done = if blocked { 1.5 } else { due + 0.001 };
+            let sent = if number == 100 || !blocked { due } else { 1.5 };
+            Sample { due, sent, done, error: (number == 149).then(|| "too late".into()) }
+        };
+        Trace((0..400).map(sample).collect())
+    }
+
+    #[test]
+    fn what_is_owed_counts_as_waiting() {
+        let felt = held_up().summary(1.0, 1.5);
+        assert_eq!((felt.statements, felt.failed, felt.first_error.as_deref()), (51, 1, Some("too late")));
+        assert!((felt.p50 - 250.0).abs() < 11.0, "{}", felt.p50);
+        assert!((felt.p999 - 500.0).abs() < 1.0, "{}", felt.p999);
+        assert!((felt.longest - 500.0).abs() < 1.0, "{}", felt.longest);
+    }
+
+    #[test]
+    fn the_worst_second_is_that_of_the_hold_up() {
+        assert!(held_up().summary(1.0, 1.5).worst_second <= 60.0);
+        assert!(held_up().summary(3.0, 3.5).worst_second >= 95.0);
+    }
+
+    #[test]
+    fn waits_fall_into_the_stretch_in_which_they_began() {
+        let waits = held_up().worst_waits(0.5, 2.0);
+        let rounded: Vec<i64> = waits.iter().map(|wait| wait.round() as i64).collect();
+        assert_eq!(rounded, [1, 1, 500, 1]);
     }
 }

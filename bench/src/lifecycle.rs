@@ -15,6 +15,8 @@ use crate::subject::Subject;
 use crate::table::Table;
 
 const CLIENTS: usize = 8;
+/// Each takes a while.
+const MOST_ROUNDS: usize = 2;
 /// How long the clients work when nothing else goes on.
 const QUIET: Duration = Duration::from_millis(1500);
 /// One point of the chart, in seconds.
@@ -65,7 +67,7 @@ pub fn measure(bench: &Bench) -> Result<Lifecycle> {
     let rows = bench.rows / 20;
     let (contenders, not_run) = bench.contenders(|contender| !contender.is_floor());
     let most = saturation(bench, rows)?;
-    let rounds = bench.rounds.min(2);
+    let rounds = bench.rounds.min(MOST_ROUNDS);
     let mut loads = Vec::new();
     for (name, rate) in [("half load", Some(most / 2.0)), ("saturation", None)] {
         let load = Load { clients: CLIENTS, rate: rate.map(|rate| rate / CLIENTS as f64) };
@@ -218,7 +220,12 @@ impl Lifecycle {
             "failed",
         ];
         let asked = load.rate.map(|rate| format!(" ({} statements/s asked for)", thousands(rate))).unwrap_or_default();
-        let title = format!("{CLIENTS} clients at {}{asked}, {} rows", load.name, thousands(self.rows as f64));
+        let rounds = load.contenders.iter().map(|felt| felt.rounds.len()).max().unwrap_or_default();
+        let title = format!(
+            "{CLIENTS} clients at {}{asked}, {} rows, rounds: {rounds}",
+            load.name,
+            thousands(self.rows as f64)
+        );
         let mut table = Table::new(title, &header);
         for felt in &load.contenders {
             if let Some(reason) = &felt.failed {

@@ -68,3 +68,26 @@ pub fn thousands(number: f64) -> String {
     }
     if number <= -0.5 { format!("-{text}") } else { text }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_and_spread() {
+        let mut series = Series::default();
+        assert_eq!((series.median(), series.spread(1)), (None, String::new()));
+        series.add(3.0);
+        assert_eq!(series.spread(1), "3.0");
+        series.add(1.0);
+        assert_eq!(series.median(), Some(2.0));
+        series.add(10.0);
+        assert_eq!(series.spread(1), "3.0 (1.0 to 10.0)");
+    }
+
+    #[test]
+    fn groups_of_three_digits() {
+        let texts = [0.0, 999.4, 1000.0, -1234567.0].map(thousands);
+        assert_eq!(texts, ["0", "999", "1,000", "-1,234,567"]);
+    }
+}

@@ -66,3 +66,14 @@ pub fn marks(most: f64) -> Vec<f64> {
     let step = step.unwrap_or(10.0 * magnitude);
     (0..=(most / step).ceil() as usize).map(|mark| mark as f64 * step).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::marks;
+
+    #[test]
+    fn marks_reach_the_most_in_round_steps() {
+        assert_eq!(marks(9.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(marks(250_000.0), [0.0, 50_000.0, 100_000.0, 150_000.0, 200_000.0, 250_000.0]);
+    }
+}

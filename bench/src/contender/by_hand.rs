@@ -70,20 +70,19 @@ impl Contender for ByHand {
 
     fn backfill(&self, db: &Subject) -> Result<()> {
         let mut client = db.connect("by_hand")?;
+        // By ranges of the key, so that no plan can come to look at more than a batch.
+        let end =
+            client.prepare("SELECT max(id) FROM (SELECT id FROM address WHERE id > $1 ORDER BY id LIMIT $2) AS b");
+        let end = end.map_err(|e| describe(&e))?;
         // The trigger does the splitting: the rule is in one place.
-        let batch = client.prepare(
-            "WITH batch AS (
-                 SELECT id FROM address WHERE id > $1 ORDER BY id LIMIT $2
-             ), done AS (
-                 UPDATE address SET street = address.street FROM batch
-                 WHERE address.id = batch.id AND streetname IS NULL AND housenumber IS NULL AND street IS NOT NULL
-             )
-             SELECT max(id) FROM batch",
-        );
-        let batch = batch.map_err(|e| describe(&e))?;
-        let mut last = Some(i64::MIN);
-        while let Some(id) = last {
-            last = client.query_one(&batch, &[&id, &BATCH]).map_err(|e| describe(&e))?.get(0);
+        let split = client.prepare(
+            "UPDATE address SET street = street
+             WHERE id > $1 AND id <= $2 AND streetname IS NULL AND housenumber IS NULL AND street IS NOT NULL",
+        )?;
+        let mut done = i64::MIN;
+        while let Some(to) = client.query_one(&end, &[&done, &BATCH])?.get::<_, Option<i64>>(0) {
+            client.execute(&split, &[&done, &to]).map_err(|e| describe(&e))?;
+            done = to;
         }
         Ok(())
     }

@@ -62,3 +62,15 @@ fn last_words(text: &str) -> String {
     let error = lines.iter().rposition(|line| line.starts_with("Error:"));
     lines[error.unwrap_or(lines.len().saturating_sub(3))..].join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::last_words;
+
+    #[test]
+    fn an_error_without_its_spinner() {
+        let said = "\u{1b}[96m* 1000 records\u{1b}[0m\r\u{1b}[96m* 2000 records\u{1b}[0m\nERROR gone\nError: gone\n  at last\n";
+        assert_eq!(last_words(said), "Error: gone at last");
+        assert_eq!(last_words("one\ntwo\n\nthree\nfour\n"), "two three four");
+    }
+}
