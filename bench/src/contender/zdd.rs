@@ -63,9 +63,14 @@ impl Contender for Zdd {
             Some(n) => {
                 db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {n})"))?;
                 let mut watcher = db.connect("watcher")?;
-                wait_until("every row is split", Duration::from_secs(600), || {
+                let waited = wait_until("every row is split", Duration::from_secs(600), || {
                     Ok(watcher.query_one(phase, &[])?.get::<_, String>(0) != "expanding")
-                })?;
+                });
+                if let Err(e) = waited {
+                    let errors = "SELECT string_agg(detail::text, '; ') FROM zdd.events WHERE event = 'error'";
+                    let errors = db.value::<Option<String>>(errors)?.unwrap_or_default();
+                    return Err(format!("{e} {errors}").into());
+                }
             }
         }
         match db.value::<String>(phase)?.as_str() {
