@@ -11,7 +11,7 @@ use crate::subject::{Subject, WAL_BYTES};
 use crate::table::Table;
 
 /// Whoever takes longer than this many seconds for one of the larger tables has one round of it.
-const LONG: f64 = 20.0;
+const LONG: f64 = 60.0;
 
 #[derive(Serialize, Deserialize)]
 pub struct Backfill {

@@ -6,7 +6,7 @@ use crate::backfill::Backfill;
 use crate::lifecycle::{Felt, Lifecycle, STEPS, STRETCH};
 use crate::report::{NotRun, docs};
 use crate::stats::thousands;
-use crate::svg::{ALARM, Anchor, FAINT, GRID, Svg, marks};
+use crate::svg::{ALARM, Anchor, FAINT, GRID, INK, Svg, marks};
 use crate::writes::{OPERATIONS, Writes};
 
 const WIDTH: f64 = 860.0;
@@ -29,7 +29,9 @@ pub fn rows_per_second(backfill: &Backfill) -> String {
             .map(|figures| {
                 let value = size.rows_per_second(figures);
                 let label = value.map_or("failed".into(), thousands);
-                Bar { name: figures.name.clone(), value, label }
+                let speed = |seconds: Option<f64>| seconds.map(|seconds| size.rows as f64 / seconds);
+                let range = speed(figures.seconds.max()).zip(speed(figures.seconds.min()));
+                Bar { name: figures.name.clone(), value, range, label }
             })
             .collect(),
     });
@@ -43,9 +45,10 @@ pub fn per_row_cost(writes: &Writes) -> String {
             .contenders
             .iter()
             .map(|costs| {
-                let value = costs.micros[operation].median();
-                let label = value.map(|value| format!("{value:.1}")).unwrap_or_default();
-                Bar { name: costs.name.clone(), value, label }
+                let micros = &costs.micros[operation];
+                let label = micros.median().map_or("failed".into(), |value| format!("{value:.1}"));
+                let range = micros.min().zip(micros.max());
+                Bar { name: costs.name.clone(), value: micros.median(), range, label }
             })
             .collect(),
     });
@@ -71,10 +74,12 @@ struct Group {
 struct Bar {
     name: String,
     value: Option<f64>,
+    /// The least and the most of all rounds.
+    range: Option<(f64, f64)>,
     label: String,
 }
 
-/// Horizontal bars in groups, all on one scale.
+/// Horizontal bars in groups, all on one scale. A line in each bar's end shows the range of all rounds.
 fn bars(title: &str, unit: &str, groups: Vec<Group>, not_run: &[NotRun]) -> String {
     const ROW: f64 = 19.0;
     const HEAD: f64 = 26.0;
@@ -84,7 +89,7 @@ fn bars(title: &str, unit: &str, groups: Vec<Group>, not_run: &[NotRun]) -> Stri
     let mut svg = Svg::new(WIDTH, bottom + 46.0 + 16.0 * not_run.len() as f64);
     svg.text(LEFT, 26.0, Anchor::Start, "font-size=\"15\" font-weight=\"bold\"", title);
 
-    let values = groups.iter().flat_map(|group| group.bars.iter().filter_map(|bar| bar.value));
+    let values = groups.iter().flat_map(|group| group.bars.iter().filter_map(|bar| Some(bar.range?.1)));
     let marks = marks(values.fold(0.0, f64::max));
     // Room for the label of the longest bar.
     let scale = (WIDTH - LEFT - RIGHT - 60.0) / marks.last().copied().unwrap_or(1.0).max(f64::MIN_POSITIVE);
@@ -93,7 +98,7 @@ fn bars(title: &str, unit: &str, groups: Vec<Group>, not_run: &[NotRun]) -> Stri
         svg.line((x, TOP), (x, bottom), GRID);
         svg.text(x, bottom + 16.0, Anchor::Middle, &fill(FAINT), &thousands(mark));
     }
-    svg.text(LEFT, bottom + 34.0, Anchor::Start, &fill(FAINT), unit);
+    svg.text(LEFT, bottom + 34.0, Anchor::Start, &fill(FAINT), &format!("{unit}; line: range of all rounds"));
 
     let mut y = TOP;
     for group in groups {
@@ -103,7 +108,10 @@ fn bars(title: &str, unit: &str, groups: Vec<Group>, not_run: &[NotRun]) -> Stri
             svg.text(LEFT - 8.0, y + 13.0, Anchor::End, "", &bar.name);
             let width = bar.value.unwrap_or_default() * scale;
             svg.rect(LEFT, y + 2.0, width.max(1.0), ROW - 5.0, colour(&bar.name));
-            svg.text(LEFT + width + 5.0, y + 13.0, Anchor::Start, "", &bar.label);
+            let (least, most) = bar.range.unwrap_or_default();
+            let middle = y + ROW / 2.0 - 0.5;
+            svg.line((LEFT + least * scale, middle), (LEFT + most * scale, middle), INK);
+            svg.text(LEFT + most * scale + 5.0, y + 13.0, Anchor::Start, "", &bar.label);
             y += ROW;
         }
     }

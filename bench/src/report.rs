@@ -46,7 +46,8 @@ impl Machine {
         let now = client.query_one("SELECT current_date::text, current_setting('server_version')", &[])?;
         let cores = std::thread::available_parallelism()?.get();
         let malloc = std::env::vars().filter(|(name, _)| name.starts_with("MALLOC_"));
-        let malloc = malloc.map(|(name, value)| format!("{name}={value}")).collect();
+        let mut malloc: Vec<String> = malloc.map(|(name, value)| format!("{name}={value}")).collect();
+        malloc.sort();
         Ok(Machine { date: now.get(0), server: now.get(1), cores, rows, rounds, malloc })
     }
 }
