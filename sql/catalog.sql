@@ -17,6 +17,7 @@ create table zdd.change (
     batch_target interval not null default '50 milliseconds'
         check (batch_target between '1 millisecond' and '10 seconds'),
     max_rows_per_second integer check (max_rows_per_second > 0),
+    run_if text,
     started_at timestamptz not null default clock_timestamp(),
     started_by text not null,
     phase_since timestamptz not null default clock_timestamp(),
@@ -29,6 +30,7 @@ comment on column zdd.change.source is 'The old column by the name that applicat
 comment on column zdd.change.rule is 'The rule, as the sync trigger carries it.';
 comment on column zdd.change.batch_target is 'How long the work of one backfill batch should take.';
 comment on column zdd.change.max_rows_per_second is 'Most rows that the backfill splits per second; NULL for no limit.';
+comment on column zdd.change.run_if is 'An SQL expression: the backfill goes on only while it is true.';
 
 create sequence zdd.event_id_seq;
 comment on sequence zdd.event_id_seq is 'Ids of events, in their order.';
@@ -57,6 +59,8 @@ create table zdd.lane (
     rows_split bigint not null default 0,
     batch_blocks integer,
     batch_ms real,
+    wal_bytes bigint not null default 0,
+    taken_by integer,
     started_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
     primary key (change_id, relation, lane),
@@ -64,6 +68,7 @@ create table zdd.lane (
 ) with (fillfactor = 50);
 comment on table zdd.lane is 'How far the backfill has come, per range of blocks.';
 comment on column zdd.lane.file is 'The file of the table that the block numbers are of.';
+comment on column zdd.lane.taken_by is 'The slot of the worker that works on it, see zdd.worker.';
 
 create table zdd.skipped (
     change_id bigint not null,
@@ -73,15 +78,55 @@ create table zdd.skipped (
 );
 comment on table zdd.skipped is 'Blocks with rows that were locked when the backfill came by.';
 
-create table zdd.backfill (
+-- What is to be done for a change. Whether somebody is doing it is not written down: advisory locks tell.
+create table zdd.job (
     change_id bigint primary key,
-    started_at timestamptz not null default clock_timestamp(),
+    kind text not null check (kind in ('backfill', 'contract')),
+    workers integer not null check (workers between 0 and 32),
+    options jsonb not null default '{}',
+    requested_at timestamptz not null default clock_timestamp(),
+    requested_by text not null,
+    stopped text check (stopped in ('paused', 'error')),
+    stopped_at timestamptz,
+    stopped_by text,
+    last_error text,
+    last_error_hint text,
+    last_error_at timestamptz
+) with (fillfactor = 50);
+comment on table zdd.job is 'A backfill or contract that is not finished.';
+comment on column zdd.job.workers is 'How many background workers it is to have; 0 when sessions do it that called for it.';
+comment on column zdd.job.stopped is 'Why nobody is to go on with it; NULL when somebody is.';
+
+create table zdd.worker (
+    change_id bigint not null,
+    slot integer not null,
+    pid integer not null,
+    doing text,
     waiting_for text,
     waiting_since timestamptz,
-    last_error text,
-    last_error_at timestamptz
+    started_at timestamptz not null default clock_timestamp(),
+    primary key (change_id, slot)
+) with (fillfactor = 50);
+comment on table zdd.worker is 'What those who work for a change said last of what they do; they may be gone.';
+comment on column zdd.worker.slot is 'Whoever holds advisory lock (2053399652, change_id * 64 + slot) is alive: below 32 background workers.';
+
+create table zdd.sample (
+    change_id bigint not null,
+    at timestamptz not null,
+    rows_split bigint not null,
+    blocks_done bigint not null,
+    primary key (change_id, at)
 );
-comment on table zdd.backfill is 'What a backfill waits for and what went wrong last.';
+comment on table zdd.sample is 'How far backfills were during the last minutes.';
+
+create table zdd.built_index (
+    change_id bigint not null,
+    relation oid not null,
+    columns text[] not null,
+    name text not null,
+    primary key (change_id, relation, columns)
+);
+comment on table zdd.built_index is 'The names of the indexes that are built for a change.';
 
 -- A restore brings changes back before their triggers. Only when all is there does the guard take over again.
 create table zdd.guarded (

@@ -17,6 +17,23 @@ comment on procedure zdd.backfill(text, boolean) is
 fire_triggers (default false): fire the triggers of the table for the rows that are split.
 Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner.';
 
+comment on function zdd.start_backfill(text, integer, boolean) is
+'Hands the backfill of a change to background workers and returns its name. They begin when the transaction commits, and not at all when it does not. They split the rows as zdd.backfill does, vacuum the table, build the indexes that were asked for, and move the change to expanded. Where no worker slot is free, it is tried again later.
+workers (default 1, at most 32): how many work at the same time. fire_triggers: as for backfill.
+Locks: as backfill; SHARE UPDATE EXCLUSIVE for VACUUM and CREATE INDEX CONCURRENTLY. Errors: 42704 no such change, 42501 not the owner, 22023 invalid number, 55000 paused, 55006 being contracted.';
+
+comment on function zdd.start_contract(text, boolean, boolean) is
+'Hands the contract of a change to a background worker, which begins when the transaction commits. What can be told without looking at rows is refused at once; what is found later stops the work, see zdd.progress and zdd.events. Arguments, locks and errors: as contract.';
+
+comment on function zdd.pause(text) is
+'Stops a backfill within a second, wherever it runs, until zdd.resume. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to pause.';
+
+comment on function zdd.resume(text) is
+'Goes on, in background workers, with a backfill or contract that was paused, stopped by an error, or left behind by a worker that is gone. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to resume.';
+
+comment on procedure zdd.wait_for(text, text, interval) is
+'Waits until a change has reached a phase: expanding, expanded, fenced, contracted or rolled_back. timeout (default NULL): give up after so long. Locks: none. Errors: 55000 not reached in time, paused, or stopped by an error, which the DETAIL quotes; 25001 inside a transaction block; 42704 no such change; 42501 not the owner; 22023 no such phase.';
+
 comment on function zdd.verify(text) is
 'Looks at every row and counts: rows, in_sync (lossy included), unmatched (the rule does not accept the old value), pending (not split yet), diverged (the sides belong together in neither direction), lossy (the new columns joined would not give the old value), null_violations (NULL in a new column that is NOT NULL, pending rows left out). Locks: ACCESS SHARE. Errors: 42704 no such change, 42501 not the owner.';
 
@@ -26,8 +43,8 @@ comment on function zdd.mismatches(text, integer) is
 comment on procedure zdd.repair(text, text) is
 'Settles diverged rows by one side, in small transactions. winner: new or old. Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner, 22023 invalid winner.';
 
-comment on function zdd.alter_change(text, text, text, interval, integer) is
-'Changes what is not NULL: the policies unmatched and conflict; batch_target, the time that the work of a batch should take (1 ms to 10 s, default 50 ms); max_rows_per_second of the backfill (0 for no limit). A running backfill follows with its next batch. Returns the name of the change. Locks: policies take ACCESS EXCLUSIVE as split_column does. Errors: 42704 no such change, 42501 not the owner, 22023 invalid value, 55000 unmatched => whole after expanding.';
+comment on function zdd.alter_change(text, text, text, interval, integer, text) is
+'Changes what is not NULL: the policies unmatched and conflict; batch_target, the time that the work of a batch should take (1 ms to 10 s, default 50 ms); max_rows_per_second of the backfill (0 for no limit); run_if, an SQL expression that must be true for the backfill to go on ('''' for none), evaluated once a second as the owner of the table with search_path = pg_catalog, pg_temp. A running backfill follows with its next batch. Returns the name of the change. Locks: policies take ACCESS EXCLUSIVE as split_column does. Errors: 42704 no such change, 42501 not the owner, 22023 invalid value, 55000 unmatched => whole after expanding.';
 
 comment on function zdd.fence(text) is
 'Rehearses the contract: renames the old column out of the reach of applications; dual writes go on, views and indexes follow. Returns the phase. zdd.unfence takes it back at once. Locks: ACCESS EXCLUSIVE as split_column does. Errors: 55000 wrong phase, 55P03 lock not available, 42704 no such change, 42501 not the owner.';

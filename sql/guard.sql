@@ -50,6 +50,15 @@ create event trigger pg_zdd_guard_drop on sql_drop execute function zdd.guard();
 comment on event trigger pg_zdd_guard is 'Calls zdd.guard().';
 comment on event trigger pg_zdd_guard_drop is 'Calls zdd.guard().';
 
+create function zdd.guard_extension() returns event_trigger
+language c as 'MODULE_PATHNAME', 'zdd_guard_extension';
+comment on function zdd.guard_extension() is
+    'Refuses to drop pg_zdd while there are active changes (SQLSTATE 2BP01), unless zdd.guard is off.';
+
+create event trigger pg_zdd_guard_extension on ddl_command_start
+when tag in ('DROP EXTENSION') execute function zdd.guard_extension();
+comment on event trigger pg_zdd_guard_extension is 'Calls zdd.guard_extension().';
+
 -- The legal moves are written down in one place, in the library.
 create function zdd.check_phase() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp

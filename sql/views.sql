@@ -13,6 +13,7 @@ select
     coalesce(sum(l.rows_split), 0)::bigint as rows_split,
     c.batch_target,
     c.max_rows_per_second,
+    c.run_if,
     c.started_at,
     c.started_by
 from zdd.change as c
@@ -40,6 +41,31 @@ from zdd.event as e
 order by e.id;
 comment on view zdd.events is 'Everything that happened to changes: when, what, by whom.';
 
+-- Those who hold a lock are alive; what zdd.worker says of others is history.
+create view zdd.workers as
+select
+    c.name as change,
+    k.pid,
+    case when w.slot < 32 then 'background worker' else 'session' end as kind,
+    w.doing,
+    w.waiting_for,
+    w.waiting_since,
+    w.started_at
+from zdd.worker as w
+join zdd.change as c on c.id = w.change_id
+join pg_catalog.pg_locks as k on k.locktype = 'advisory'
+    and k.classid = 2053399652::oid
+    and k.objsubid = 2
+    and k.objid = ((w.change_id * 64 + w.slot) % 4294967296)::oid
+    and k.pid = w.pid
+    and k.database = (
+        select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()
+    )
+order by c.name, w.slot;
+comment on view zdd.workers is 'One row per background worker or session that works for a change right now.';
+comment on column zdd.workers.doing is 'What it does.';
+comment on column zdd.workers.waiting_for is 'What it waits for before it goes on, and why.';
+
 create view zdd.progress as
 with lanes as (
     select
@@ -47,6 +73,7 @@ with lanes as (
         sum(l.next_block - l.first_block)::bigint as blocks_done,
         sum(l.end_block - l.first_block)::bigint as blocks_total,
         sum(l.rows_split)::bigint as rows_split,
+        sum(l.wal_bytes)::bigint as wal_bytes,
         min(l.started_at) as started_at,
         max(l.updated_at) as updated_at,
         (array_agg(l.batch_blocks order by l.updated_at desc))[1] as batch_blocks,
@@ -55,56 +82,102 @@ with lanes as (
     group by l.change_id
 ),
 workers as (
-    select k.objid::bigint as change_id, count(distinct k.pid) as workers
-    from pg_catalog.pg_locks as k
-    where k.locktype = 'advisory'
-        and k.classid = 2053399652::oid
-        and k.objsubid = 2
-        and k.database = (
-            select d.oid from pg_catalog.pg_database as d
-            where d.datname = pg_catalog.current_database()
-        )
-    group by k.objid
+    select
+        w.change,
+        count(*) as workers,
+        string_agg(distinct w.doing, ', ') as doing,
+        (array_agg(w.waiting_for order by w.waiting_since) filter (where w.waiting_for is not null))[1] as waiting_for,
+        min(w.waiting_since) filter (where w.waiting_for is not null) as waiting_since
+    from zdd.workers as w
+    group by w.change
 ),
-speed as (
+-- The speed over the last minute, over the last ten seconds, and since the beginning.
+speeds as (
     select
         l.change_id,
-        l.rows_split / nullif(extract(epoch from l.updated_at - l.started_at), 0) as rows_per_second,
-        l.blocks_done / nullif(extract(epoch from l.updated_at - l.started_at), 0) as blocks_per_second
+        (l.rows_split - m.rows_split) / nullif(extract(epoch from l.updated_at - m.at), 0) as rows_per_second,
+        (l.blocks_done - m.blocks_done) / nullif(extract(epoch from l.updated_at - m.at), 0) as last_minute,
+        (l.blocks_done - t.blocks_done) / nullif(extract(epoch from l.updated_at - t.at), 0) as last_seconds,
+        l.blocks_done / nullif(extract(epoch from l.updated_at - l.started_at), 0) as overall,
+        l.rows_split / nullif(extract(epoch from l.updated_at - l.started_at), 0) as rows_overall
     from lanes as l
+    left join lateral (
+        select s.at, s.rows_split, s.blocks_done from zdd.sample as s
+        where s.change_id = l.change_id and s.at between l.updated_at - interval '60 seconds' and l.updated_at
+        order by s.at limit 1
+    ) as m on true
+    left join lateral (
+        select s.at, s.blocks_done from zdd.sample as s
+        where s.change_id = l.change_id and s.at between l.updated_at - interval '10 seconds' and l.updated_at
+        order by s.at limit 1
+    ) as t on true
+),
+owned as (
+    select c.id from zdd.change as c
+    join pg_class as t on t.oid = c.relation
+    where pg_has_role(t.relowner, 'usage')
 )
 select
     c.name as change,
     c.relation,
     c.phase,
+    coalesce(j.kind, 'backfill') as job,
+    case
+        when j.stopped = 'paused' then 'paused'
+        when j.stopped = 'error' then 'stopped'
+        when w.workers is null then case when j.workers > 0 then 'starting' else 'interrupted' end
+        when w.waiting_for is not null then 'waiting'
+        else 'running'
+    end as state,
+    w.doing,
     l.blocks_done,
     l.blocks_total,
     round(100.0 * l.blocks_done / nullif(l.blocks_total, 0), 1) as percent,
     l.rows_split,
-    round(s.rows_per_second) as rows_per_second,
-    make_interval(secs => round((l.blocks_total - l.blocks_done) / nullif(s.blocks_per_second, 0))::double precision)
-        as eta,
+    round(coalesce(s.rows_per_second, s.rows_overall)) as rows_per_second,
+    make_interval(secs => round((l.blocks_total - l.blocks_done)
+        / nullif(greatest(s.last_minute, s.last_seconds, s.overall), 0))::double precision) as eta_min,
+    make_interval(secs => round((l.blocks_total - l.blocks_done)
+        / nullif(least(s.last_minute, s.last_seconds, s.overall), 0))::double precision) as eta_max,
     l.batch_blocks,
     round(l.batch_ms::numeric, 1) as batch_ms,
     coalesce(w.workers, 0) as workers,
+    coalesce(j.workers, 0) as workers_requested,
     (select count(*) from zdd.skipped as k where k.change_id = c.id) as skipped_blocks,
-    b.waiting_for,
-    b.waiting_since,
     case
-        when exists (select from pg_class as t where t.oid = c.relation and pg_has_role(t.relowner, 'usage'))
-            then b.last_error
-    end as last_error,
-    b.last_error_at,
+        when w.workers is null and j.workers > 0 and j.stopped is null
+            then 'a free background worker slot (max_worker_processes), or the launcher'
+        else w.waiting_for
+    end as waiting_for,
+    case
+        when w.workers is null and j.workers > 0 and j.stopped is null then greatest(j.requested_at, l.updated_at)
+        else w.waiting_since
+    end as waiting_since,
+    j.stopped_at,
+    j.stopped_by,
+    case when c.id in (select o.id from owned as o) then j.last_error end as last_error,
+    case when c.id in (select o.id from owned as o) then j.last_error_hint end as last_error_hint,
+    j.last_error_at,
+    l.wal_bytes,
     l.started_at,
     l.updated_at
 from zdd.change as c
-join lanes as l on l.change_id = c.id
-left join speed as s on s.change_id = c.id
-left join workers as w on w.change_id = c.id
-left join zdd.backfill as b on b.change_id = c.id
-where c.phase = 'expanding'
+left join zdd.job as j on j.change_id = c.id
+left join lanes as l on l.change_id = c.id
+left join speeds as s on s.change_id = c.id
+left join workers as w on w.change = c.name
+where c.relation is not null and (j.change_id is not null or (c.phase = 'expanding' and l.change_id is not null))
 order by c.started_at;
-comment on view zdd.progress is 'One row per backfill that is not finished: how far it is, how fast, and what it waits for.';
-comment on column zdd.progress.workers is 'Sessions working on it right now; 0 when it is paused or was interrupted.';
+comment on view zdd.progress is
+    'One row per backfill or contract that is not finished: how far it is, how fast, and what it waits for.';
+comment on column zdd.progress.state is
+    'running; waiting: see waiting_for; paused: by zdd.pause; stopped: by an error; starting: no background worker has begun yet; interrupted: the session that did it is gone.';
+comment on column zdd.progress.workers is 'Background workers and sessions that work on it right now.';
+comment on column zdd.progress.workers_requested is 'Background workers that it is to have.';
+comment on column zdd.progress.rows_per_second is 'Over the last minute.';
+comment on column zdd.progress.eta_min is
+    'Time left at the highest of the speeds over the last ten seconds, the last minute and since the beginning.';
+comment on column zdd.progress.eta_max is 'Time left at the lowest of these speeds.';
+comment on column zdd.progress.batch_ms is 'What the work of the last batch took, in milliseconds.';
 comment on column zdd.progress.last_error is 'Shown to the owner of the table: it may quote a row.';
-comment on column zdd.progress.eta is 'Time left at the average speed so far.';
+comment on column zdd.progress.wal_bytes is 'Bytes of WAL that the backfill has written.';

@@ -3,7 +3,7 @@
 // The size of an error report is pgrx's choice, and an error is reported once.
 #![allow(clippy::result_large_err)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::JsonB;
 use pgrx::datum::Interval;
@@ -12,22 +12,24 @@ use pgrx::prelude::*;
 use serde_json::json;
 
 use crate::backfill::batch::Task;
-use crate::backfill::run;
+use crate::backfill::{run, signals};
 use crate::binding::Binding;
-use crate::catalog::{self, Change};
+use crate::catalog::{self, Change, Job, JobKind, JobOptions};
 use crate::contract::Consent;
 use crate::ddl::{self, Request};
 use crate::error::Error;
 use crate::guard;
 use crate::guc;
-use crate::pg::lock::LockMode;
+use crate::pg::lock::{LockMode, sleep};
 use crate::pg::parse::{ColumnDefinition, column_definitions};
-use crate::pg::procedure::Procedure;
 use crate::pg::security::{acts_for, current_role};
+use crate::pg::session::Session;
+use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::pg::types::ColumnType;
 use crate::phase::Phase;
 use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
+use crate::worker::{launch_at_commit, launch_missing};
 use crate::{contract, verify};
 
 /// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
@@ -63,15 +65,14 @@ fn split_column(
     ddl::check_table(&table, &draft.source)?;
     let change = change.unwrap_or_else(|| format!("{}.{}", table.bare_name(), draft.source));
     if change.is_empty() {
-        Err(Error::BadNumber { argument: "change", value: "\"\"".into(), allowed: "any other name" })?;
+        Err(Error::EmptyName)?;
     }
     let rule = draft.rule(&table, change, conflict)?;
     // Everything about the rule that can be wrong is found before anything is locked.
     draft.bind(rule.clone(), &table)?;
-    let name = table.name();
     drop(table);
     let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
-    check_indexes(&indexes, &rule, &name)?;
+    check_indexes(&indexes, &rule)?;
     let change = rule.change.clone();
     ddl::expand(&Request { relation: draft.relation, rule, columns: draft.columns, indexes })?;
     Ok(change)
@@ -137,9 +138,9 @@ fn backfill(
     fire_triggers: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
-    let procedure = Procedure::begin("backfill", fcinfo)?;
-    let name = procedure.transaction(|| Ok(owned_change(change.as_deref())?.name))?;
-    Ok(run::backfill(&procedure, &name, fire_triggers.unwrap_or(false))?)
+    let session = Session::of_procedure("backfill", fcinfo)?;
+    let name = session.transaction(|| Ok(owned_change(change.as_deref())?.name))?;
+    Ok(run::backfill(&session, &name, fire_triggers.unwrap_or(false))?)
 }
 
 /// Counts the rows of a change by state, in one snapshot. Takes ACCESS SHARE.
@@ -221,20 +222,20 @@ create procedure zdd.repair(change text, winner text)
 language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn repair(change: Option<String>, winner: Option<String>, fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
-    let procedure = Procedure::begin("repair", fcinfo)?;
-    let change = procedure.transaction(|| owned_change(change.as_deref()))?;
+    let session = Session::of_procedure("repair", fcinfo)?;
+    let change = session.transaction(|| owned_change(change.as_deref()))?;
     let task = match word("winner", winner.as_deref(), &["new", "old"])? {
         Conflict::New => Task::NewWins,
         _ => Task::OldWins,
     };
-    Ok(run::repair(&procedure, &change, task)?)
+    Ok(run::repair(&session, &change, task)?)
 }
 
 /// Changes the policies and the pace of a change. Policies take ACCESS EXCLUSIVE as split_column does.
 #[pg_extern(sql = r#"
 create function zdd.alter_change(
     change text, unmatched text default null, conflict text default null,
-    batch_target interval default null, max_rows_per_second integer default null
+    batch_target interval default null, max_rows_per_second integer default null, run_if text default null
 ) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn alter_change(
@@ -243,6 +244,7 @@ fn alter_change(
     conflict: Option<&str>,
     batch_target: Option<Interval>,
     max_rows_per_second: Option<i32>,
+    run_if: Option<&str>,
 ) -> Result<String, ErrorReport> {
     let change = owned_change(change)?;
     let change = catalog::lock(&change.name)?;
@@ -277,13 +279,164 @@ fn alter_change(
             catalog::restart_lanes(change.id)?;
         }
     }
-    catalog::set_options(&change, batch_target, max_rows)?;
+    if let Some(sql) = run_if.filter(|sql| !sql.is_empty()) {
+        check_condition(&change, sql)?;
+    }
+    catalog::set_options(&change, batch_target, max_rows, run_if)?;
     let detail = json!({
         "unmatched": rule.unmatched, "conflict": rule.conflict,
         "batch_target_ms": batch_target.map(|target| target.as_millis() as u64), "max_rows_per_second": max_rows,
+        "run_if": run_if,
     });
     catalog::record(change.id, &change.name, "altered", detail)?;
     Ok(change.name)
+}
+
+/// A condition must be one that can be evaluated.
+fn check_condition(change: &Change, sql: &str) -> Result<(), Error> {
+    let bad = |message| Error::BadCondition { sql: sql.to_owned(), message };
+    match catch(|| signals::condition(change, sql)) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(bad(error.message())),
+        Err(error) if error.is_about_data() => Err(bad(error.message())),
+        Err(error) => Err(Error::Caught(error)),
+    }
+}
+
+/// Hands the backfill to background workers, which begin when this transaction commits.
+#[pg_extern(sql = r#"
+create function zdd.start_backfill(change text, workers integer default 1, fire_triggers boolean default false)
+returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn start_backfill(
+    change: Option<&str>,
+    workers: Option<i32>,
+    fire_triggers: Option<bool>,
+) -> Result<String, ErrorReport> {
+    let name = owned_change(change)?.name;
+    let workers = workers.ok_or(Error::MissingArgument { argument: "workers" })?;
+    let allowed = 1..=catalog::MAX_WORKERS;
+    let workers = u32::try_from(workers).ok().filter(|workers| allowed.contains(workers)).ok_or_else(|| {
+        Error::BadNumber { argument: "workers", value: workers.to_string(), allowed: "a number from 1 to 32" }
+    })?;
+    let change = run::request(&name, workers, fire_triggers.unwrap_or(false))?;
+    launch_at_commit(&change, workers);
+    Ok(change.name)
+}
+
+/// Hands the contract to a background worker, which begins when this transaction commits.
+#[pg_extern(sql = r#"
+create function zdd.start_contract(
+    change text, accept_unmatched boolean default false, force boolean default false
+) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn start_contract(
+    change: Option<&str>,
+    accept_unmatched: Option<bool>,
+    force: Option<bool>,
+) -> Result<String, ErrorReport> {
+    let name = owned_change(change)?.name;
+    let change = catalog::lock(&name)?;
+    if let Some(Job { kind: JobKind::Contract, stopped: None, .. }) = &change.job {
+        Err(Error::ContractRunning { change: name.clone() })?;
+    }
+    let options = JobOptions {
+        accept_unmatched: accept_unmatched.unwrap_or(false),
+        force: force.unwrap_or(false),
+        ..JobOptions::default()
+    };
+    contract::check(&change, Consent { accept_unmatched: options.accept_unmatched, force: options.force })?;
+    catalog::set_job(&change, JobKind::Contract, 1, options)?;
+    catalog::record(change.id, &name, "contract_started", json!({}))?;
+    launch_at_commit(&change, 1);
+    Ok(name)
+}
+
+/// Stops a backfill, wherever it runs, until it is resumed.
+#[pg_extern(sql = r#"
+create function zdd.pause(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = catalog::lock(&owned_change(change)?.name)?;
+    match &change.job {
+        Some(Job { kind: JobKind::Backfill, stopped: None, .. }) => {
+            catalog::stop_job(change.id, "paused")?;
+            catalog::record(change.id, &change.name, "paused", json!({}))?;
+            Ok(change.name)
+        }
+        Some(Job { kind: JobKind::Backfill, stopped: Some(stopped), .. }) if !stopped.by_error => Ok(change.name),
+        _ => Err(Error::NothingToPause { change: change.name })?,
+    }
+}
+
+/// Goes on with what was paused, stopped by an error, or left behind by a worker that is gone, in background workers.
+#[pg_extern(sql = r#"
+create function zdd.resume(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = catalog::lock(&owned_change(change)?.name)?;
+    let live = catalog::live_workers(change.id)?;
+    let Some(job) = change.job.as_ref().filter(|job| job.stopped.is_some() || live < job.workers) else {
+        return Err(Error::NotPaused { change: change.name })?;
+    };
+    // What a session had begun goes on without it.
+    let workers = job.workers.max(1);
+    catalog::set_job(&change, job.kind, workers, job.options)?;
+    catalog::record(change.id, &change.name, "resumed", json!({ "workers": workers }))?;
+    launch_at_commit(&change, workers);
+    Ok(change.name)
+}
+
+/// Waits until a change has reached a phase.
+#[pg_extern(sql = r#"
+create procedure zdd.wait_for(change text, phase text, timeout interval default null)
+language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn wait_for(
+    change: Option<String>,
+    phase: Option<String>,
+    timeout: Option<Interval>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<(), ErrorReport> {
+    const PHASES: &[&str] = &["expanding", "expanded", "fenced", "contracted", "rolled_back"];
+    let session = Session::of_procedure("wait_for", fcinfo)?;
+    let wanted: Phase = word("phase", phase.as_deref(), PHASES)?;
+    let timeout = timeout.map(|timeout| Duration::from_micros(timeout.as_micros().max(0) as u64));
+    let name = change.ok_or(Error::MissingArgument { argument: "change" })?;
+    let start = Instant::now();
+    loop {
+        let reached = session.transaction(|| match catalog::find(&name) {
+            Err(Error::Final { phase, .. }) if phase == wanted => Ok(true),
+            Err(error) => Err(error),
+            Ok(change) => {
+                owned_change(Some(&name))?;
+                if change.phase.has_reached(wanted) {
+                    return Ok(true);
+                }
+                if let Some(Job { stopped: Some(stopped), .. }) = &change.job {
+                    return Err(stopped.error(&name));
+                }
+                let waited = start.elapsed();
+                if timeout.is_some_and(|timeout| waited >= timeout) {
+                    let waiting_for = catalog::waiting_for(change.id)?;
+                    return Err(Error::NotReached {
+                        change: name.clone(),
+                        phase: change.phase,
+                        wanted,
+                        waited,
+                        waiting_for,
+                    });
+                }
+                // Where no slot was free, one may be by now.
+                launch_missing(&change, catalog::remaining(change.id)?.lanes)?;
+                Ok(false)
+            }
+        })?;
+        if reached {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100));
+    }
 }
 
 /// Rehearses the contract: renames the old column out of the applications' reach; dual writes go on. Takes ACCESS
@@ -329,10 +482,10 @@ fn contract_change(
     force: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
-    let procedure = Procedure::begin("contract", fcinfo)?;
-    let change = procedure.transaction(|| owned_change(change.as_deref()))?;
+    let session = Session::of_procedure("contract", fcinfo)?;
+    let change = session.transaction(|| owned_change(change.as_deref()))?;
     let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
-    Ok(contract::contract(&procedure, &change.name, &change, consent)?)
+    Ok(contract::contract(&session, &change.name, &change, consent)?)
 }
 
 /// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL. The
@@ -463,18 +616,15 @@ impl Draft {
     }
 }
 
-/// Indexes are built CONCURRENTLY, which a function or procedure cannot do.
-fn check_indexes(indexes: &[String], rule: &Rule, table: &str) -> Result<(), Error> {
+/// Indexes are on new columns alone.
+fn check_indexes(indexes: &[String], rule: &Rule) -> Result<(), Error> {
     let names = || rule.targets.iter().map(|target| target.name.clone());
-    for column in indexes.iter().flat_map(|index| index.split(',')).map(str::trim) {
+    for column in indexes.iter().flat_map(|index| catalog::index_columns(index)) {
         if !names().any(|name| name == column) {
-            return Err(Error::UnknownIndexColumn { column: column.to_owned(), targets: names().collect() });
+            return Err(Error::UnknownIndexColumn { column, targets: names().collect() });
         }
     }
-    match indexes {
-        [] => Ok(()),
-        _ => Err(Error::IndexesNotBuilt { table: table.to_owned(), indexes: indexes.to_vec() }),
-    }
+    Ok(())
 }
 
 /// The table, if the caller may act for its owner.

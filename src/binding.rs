@@ -289,6 +289,11 @@ impl Binding {
         self.targets.iter().map(|target| row.get(target.number)).collect()
     }
 
+    /// Whether all targets of a row are NULL.
+    pub fn lacks_targets(&self, row: &Row<'_>) -> bool {
+        self.targets.iter().all(|target| row.is_null(target.number))
+    }
+
     /// Reads the targets of a row into a buffer.
     pub fn read_targets(&self, row: &Row<'_>, targets: &mut Values) {
         targets.clear();

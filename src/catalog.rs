@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
 
 use crate::error::Error;
-use crate::pg::lock::tree;
+use crate::pg::lock::{SessionLock, tree};
 use crate::pg::security::{Confinement, as_role, role_name, session_role};
 use crate::pg::table::{Table, relation_named};
 use crate::phase::{Phase, move_to};
@@ -26,6 +26,70 @@ pub struct Change {
     pub batch_target: Duration,
     /// 0 for no limit.
     pub max_rows_per_second: u32,
+    /// An SQL expression that must be true for the backfill to go on.
+    pub run_if: Option<String>,
+    /// The columns of each index that is to be built.
+    pub indexes: Vec<Vec<String>>,
+    pub job: Option<Job>,
+}
+
+/// What is to be done for a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    pub kind: JobKind,
+    /// How many background workers it is to have; 0 when sessions do it.
+    pub workers: u32,
+    pub options: JobOptions,
+    /// Nobody is to go on with it.
+    pub stopped: Option<Stopped>,
+}
+
+/// The kinds of job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    Backfill,
+    Contract,
+}
+
+/// Why a job was stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// An error, or else somebody paused it.
+    pub by_error: bool,
+    pub role: String,
+    pub error: Option<String>,
+    pub error_hint: Option<String>,
+}
+
+/// What the caller asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct JobOptions {
+    pub fire_triggers: bool,
+    pub accept_unmatched: bool,
+    pub force: bool,
+}
+
+impl Stopped {
+    /// What to tell those who wait for the job.
+    pub fn error(&self, change: &str) -> Error {
+        let change = change.to_owned();
+        if self.by_error {
+            Error::Stopped { change, error: self.error.clone().unwrap_or_default(), hint: self.error_hint.clone() }
+        } else {
+            Error::Paused { change, role: self.role.clone() }
+        }
+    }
+}
+
+impl JobKind {
+    /// The word for it in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Contract => "contract",
+        }
+    }
 }
 
 /// A row of zdd.lane.
@@ -41,8 +105,9 @@ pub struct Lane {
 
 const ACTIVE: &str = "select c.id, c.name, c.relation::oid, c.phase,
     extract(epoch from clock_timestamp() - c.phase_since)::double precision, c.rule,
-    (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0)
-  from zdd.change as c";
+    (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0), c.run_if, c.indexes,
+    j.kind, j.workers, j.options, j.stopped, coalesce(j.stopped_by, ''), j.last_error, j.last_error_hint
+  from zdd.change as c left join zdd.job as j on j.change_id = c.id";
 
 /// The active change of this name, unlocked.
 pub fn find(name: &str) -> Result<Change, Error> {
@@ -52,9 +117,15 @@ pub fn find(name: &str) -> Result<Change, Error> {
 
 /// The active change of this name, locked against other changes to it until the end of the transaction.
 pub fn lock(name: &str) -> Result<Change, Error> {
-    let sql = format!("{ACTIVE} where c.relation is not null and c.name = $1 for update");
+    let sql = format!("{ACTIVE} where c.relation is not null and c.name = $1 for update of c");
     let found = write(&sql, &[name.into()], change)?;
     found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
+}
+
+/// The active change with this id.
+pub fn find_by_id(id: i64) -> Result<Option<Change>, Error> {
+    let found = read(&format!("{ACTIVE} where c.relation is not null and c.id = $1"), &[id.into()], change)?;
+    Ok(found.into_iter().next())
 }
 
 /// The active changes that a table takes part in.
@@ -92,6 +163,33 @@ fn change(row: &SpiHeapTupleData) -> Result<Change, Error> {
         rule: Rule::from_json(&rule.0.to_string())?,
         batch_target: Duration::from_millis(get::<i32>(row, 7)?.unsigned_abs().into()),
         max_rows_per_second: get::<i32>(row, 8)?.unsigned_abs(),
+        run_if: row.get(9)?,
+        indexes: get::<Vec<String>>(row, 10)?.iter().map(|columns| index_columns(columns)).collect(),
+        job: row.get::<String>(11)?.map(|kind| job(&kind, row)).transpose()?,
+    })
+}
+
+/// The columns of an index, as split_column was given them.
+pub fn index_columns(columns: &str) -> Vec<String> {
+    columns.split(',').map(|column| column.trim().to_owned()).collect()
+}
+
+fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
+    let options: JsonB = get(row, 13)?;
+    let stopped = match row.get::<String>(14)? {
+        None => None,
+        Some(reason) => Some(Stopped {
+            by_error: reason == "error",
+            role: get(row, 15)?,
+            error: row.get(16)?,
+            error_hint: row.get(17)?,
+        }),
+    };
+    Ok(Job {
+        kind: if kind == JobKind::Contract.as_str() { JobKind::Contract } else { JobKind::Backfill },
+        workers: get::<i32>(row, 12)?.unsigned_abs(),
+        options: serde_json::from_value(options.0).map_err(|error| Error::Spi(error.to_string()))?,
+        stopped,
     })
 }
 
@@ -147,19 +245,62 @@ pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
     execute("update zdd.change set rule = $2::jsonb where id = $1", &[change.id.into(), rule.to_json().into()])
 }
 
-/// Changes the settings of the backfill that are not NULL.
-pub fn set_options(change: &Change, batch_target: Option<Duration>, max_rows: Option<u32>) -> Result<(), Error> {
+/// Changes the settings of the backfill that are not NULL; an empty `run_if` takes the condition away.
+pub fn set_options(
+    change: &Change,
+    batch_target: Option<Duration>,
+    max_rows: Option<u32>,
+    run_if: Option<&str>,
+) -> Result<(), Error> {
     execute(
         "update zdd.change set
              batch_target = coalesce(make_interval(secs => $2), batch_target),
-             max_rows_per_second = case when $3 is null then max_rows_per_second else nullif($3, 0) end
+             max_rows_per_second = case when $3 is null then max_rows_per_second else nullif($3, 0) end,
+             run_if = case when $4 is null then run_if else nullif($4, '') end
          where id = $1",
         &[
             change.id.into(),
             batch_target.map(|target| target.as_secs_f64()).into(),
             max_rows.map(|rows| rows as i32).into(),
+            run_if.into(),
         ],
     )
+}
+
+/// Writes down that something is to be done. What stopped it before no longer counts.
+pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions) -> Result<(), Error> {
+    let options = serde_json::to_value(options).map_err(|error| Error::Spi(error.to_string()))?;
+    execute(
+        "insert into zdd.job (change_id, kind, workers, options, requested_by) values ($1, $2, $3, $4, $5)
+         on conflict (change_id) do update set kind = excluded.kind, workers = excluded.workers,
+             options = excluded.options, requested_at = excluded.requested_at, requested_by = excluded.requested_by,
+             stopped = null, stopped_at = null, stopped_by = null,
+             last_error = null, last_error_hint = null, last_error_at = null",
+        &[
+            change.id.into(),
+            kind.as_str().into(),
+            (workers as i32).into(),
+            JsonB(options).into(),
+            role_name(session_role()).into(),
+        ],
+    )
+}
+
+/// Writes down that nobody is to go on with a job: it was paused, or ran into an error.
+pub fn stop_job(id: i64, reason: &str) -> Result<(), Error> {
+    execute(
+        "update zdd.job set stopped = $2, stopped_at = clock_timestamp(), stopped_by = $3
+         where change_id = $1 and stopped is null",
+        &[id.into(), reason.into(), role_name(session_role()).into()],
+    )
+}
+
+/// Forgets a job that is done, and who worked on it.
+pub fn end_job(id: i64) -> Result<(), Error> {
+    for table in ["worker", "sample", "job"] {
+        execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
+    }
+    Ok(())
 }
 
 /// Writes an event on behalf of whoever uses the session.
@@ -253,26 +394,47 @@ pub fn drop_lanes(id: i64, relation: pg_sys::Oid) -> Result<(), Error> {
 
 /// Makes all lanes begin again.
 pub fn restart_lanes(id: i64) -> Result<(), Error> {
-    execute("update zdd.lane set next_block = first_block where change_id = $1", &[id.into()])
+    execute("update zdd.lane set next_block = first_block, taken_by = null where change_id = $1", &[id.into()])
 }
 
 /// Forgets what is only needed while a change is active.
 pub fn forget_work(id: i64) -> Result<(), Error> {
-    for table in ["skipped", "lane", "backfill", "guarded"] {
+    for table in ["skipped", "lane", "worker", "sample", "job", "built_index", "guarded"] {
         execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
     }
     Ok(())
 }
 
-/// Takes a lane that has blocks left and that nobody else is working on, until the end of the transaction.
-pub fn take_lane(id: i64) -> Result<Option<Lane>, Error> {
-    // Shows in pg_locks, and so in zdd.progress, that this session works on the change.
-    execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
-    let sql = format!(
-        "{LANE} where l.change_id = $1 and l.next_block < l.end_block
+/// Takes a lane that has blocks left and that nobody else works on, until the end of the transaction: `mine`, as relation
+/// and number, or else one that nobody has begun, that this worker has, or that was left behind.
+pub fn take_lane(id: i64, slot: Option<&Slot>, mine: Option<(pg_sys::Oid, i32)>) -> Result<Option<Lane>, Error> {
+    let slot = slot.map(|slot| slot.number as i32);
+    if let Some((relation, number)) = mine {
+        let sql = format!(
+            "{LANE} where l.change_id = $1 and l.relation = $2 and l.lane = $3 and l.next_block < l.end_block
+             for update skip locked"
+        );
+        if let Some(lane) = write(&sql, &[id.into(), relation.into(), number.into()], lane)?.into_iter().next() {
+            return Ok(Some(lane));
+        }
+    }
+    let free = format!(
+        "{LANE} where l.change_id = $1 and l.next_block < l.end_block and l.taken_by is null
          order by l.relation, l.lane limit 1 for update skip locked"
     );
-    Ok(write(&sql, &[id.into()], lane)?.into_iter().next())
+    if let Some(lane) = write(&free, &[id.into()], lane)?.into_iter().next() {
+        return Ok(Some(lane));
+    }
+    let left = format!(
+        "{LANE} where l.change_id = $1 and l.next_block < l.end_block and (l.taken_by is not distinct from $2
+             or not exists (
+                 select from pg_locks as k
+                 where k.locktype = 'advisory' and k.classid = $3 and k.objsubid = 2
+                     and k.objid = ((l.change_id * 64 + l.taken_by) % 4294967296)::oid
+                     and k.database = (select d.oid from pg_database as d where d.datname = current_database())))
+         order by l.relation, l.lane limit 1 for update skip locked"
+    );
+    Ok(write(&left, &[id.into(), slot.into(), pg_sys::Oid::from(WORKERS).into()], lane)?.into_iter().next())
 }
 
 /// What a batch did.
@@ -282,13 +444,14 @@ pub struct Batch {
     pub rows: u64,
     pub blocks: u32,
     pub work: Duration,
+    pub wal_bytes: u64,
 }
 
-/// Moves the cursor of a lane.
-pub fn advance_lane(lane: &Lane, batch: Batch) -> Result<(), Error> {
+/// Moves the cursor of a lane that is taken.
+pub fn advance_lane(lane: &Lane, slot: Option<&Slot>, batch: Batch) -> Result<(), Error> {
     execute(
         "update zdd.lane set next_block = $4, rows_split = rows_split + $5, batch_blocks = $6, batch_ms = $7,
-             updated_at = clock_timestamp()
+             wal_bytes = wal_bytes + $8, taken_by = $9, updated_at = clock_timestamp()
          where change_id = $1 and relation = $2 and lane = $3",
         &[
             lane.change_id.into(),
@@ -298,6 +461,8 @@ pub fn advance_lane(lane: &Lane, batch: Batch) -> Result<(), Error> {
             (batch.rows as i64).into(),
             (batch.blocks as i32).into(),
             (batch.work.as_secs_f32() * 1000.0).into(),
+            (batch.wal_bytes as i64).into(),
+            slot.map(|slot| slot.number as i32).into(),
         ],
     )
 }
@@ -323,7 +488,6 @@ pub fn skip(lane: &Lane, blocks: &[u32]) -> Result<(), Error> {
 
 /// Takes a skipped block that nobody else is working on, beginning after the given one.
 pub fn take_skipped(id: i64, after: Option<(pg_sys::Oid, u32)>) -> Result<Option<(pg_sys::Oid, u32)>, Error> {
-    execute("select pg_advisory_xact_lock_shared(2053399652, $1::integer)", &[id.into()])?;
     let (relation, block) = after.map(|(relation, block)| (relation, i64::from(block))).unzip();
     let found = write(
         "select s.relation, s.block from zdd.skipped as s
@@ -350,6 +514,8 @@ pub struct Remaining {
     pub blocks_total: u64,
     pub rows: u64,
     pub skipped: u64,
+    /// Lanes that are not done.
+    pub lanes: u64,
 }
 
 /// Reads how far all lanes are.
@@ -357,36 +523,141 @@ pub fn remaining(id: i64) -> Result<Remaining, Error> {
     let found = write(
         "select coalesce(sum(next_block - first_block), 0)::bigint, coalesce(sum(end_block - first_block), 0)::bigint,
              coalesce(sum(rows_split), 0)::bigint,
-             (select count(*) from zdd.skipped where change_id = $1)
+             (select count(*) from zdd.skipped where change_id = $1), count(*) filter (where next_block < end_block)
          from zdd.lane where change_id = $1",
         &[id.into()],
         |row| {
             let count = |ordinal| Ok::<_, Error>(get::<i64>(row, ordinal)?.unsigned_abs());
-            Ok(Remaining { blocks_done: count(1)?, blocks_total: count(2)?, rows: count(3)?, skipped: count(4)? })
+            Ok(Remaining {
+                blocks_done: count(1)?,
+                blocks_total: count(2)?,
+                rows: count(3)?,
+                skipped: count(4)?,
+                lanes: count(5)?,
+            })
         },
     )?;
     Ok(found.into_iter().next().unwrap_or_default())
 }
 
-/// Notes what the backfill waits for, or that it no longer waits.
-pub fn set_waiting(id: i64, reason: Option<&str>) -> Result<(), Error> {
+/// The class of the advisory locks of those who work for a change.
+const WORKERS: u32 = 2_053_399_652;
+/// The class of the advisory lock of the one who finishes a job.
+const FINISHER: u32 = 2_053_399_653;
+/// The slots of a change: first those of background workers, then those of sessions.
+const SLOTS: u32 = 64;
+/// The most background workers that a change can have.
+pub const MAX_WORKERS: u32 = 32;
+
+/// A place among those who work for a change.
+pub struct Slot {
+    change_id: i64,
+    number: u32,
+    _lock: SessionLock,
+}
+
+fn slot_key(id: i64, number: u32) -> u32 {
+    (id as u32).wrapping_mul(SLOTS).wrapping_add(number)
+}
+
+/// Takes a free place for a background worker, of which there are so many, or for a session.
+pub fn take_slot(id: i64, workers: Option<u32>) -> Option<Slot> {
+    let slots = match workers {
+        Some(workers) => 0..workers.min(MAX_WORKERS),
+        None => MAX_WORKERS..SLOTS,
+    };
+    slots
+        .filter_map(|number| {
+            Some(Slot { change_id: id, number, _lock: SessionLock::take(WORKERS, slot_key(id, number))? })
+        })
+        .next()
+}
+
+/// How many background workers a change has, by the locks that they hold.
+pub fn live_workers(id: i64) -> Result<u32, Error> {
+    let count = read(
+        "select count(*) from pg_locks as k
+         where k.locktype = 'advisory' and k.classid = $1 and k.objsubid = 2 and k.objid = any ($2)
+             and k.database = (select d.oid from pg_database as d where d.datname = current_database())",
+        &[
+            pg_sys::Oid::from(WORKERS).into(),
+            (0..MAX_WORKERS).map(|number| pg_sys::Oid::from(slot_key(id, number))).collect::<Vec<_>>().into(),
+        ],
+        |row| get::<i64>(row, 1),
+    )?;
+    Ok(count.first().map_or(0, |count| *count as u32))
+}
+
+/// Becomes the one who finishes the job of a change, if nobody is.
+pub fn become_finisher(id: i64) -> Option<SessionLock> {
+    SessionLock::take(FINISHER, id as u32)
+}
+
+/// Notes what whoever has this place does, and what they wait for, if anything.
+pub fn set_doing(slot: &Slot, doing: &str, waiting_for: Option<&str>) -> Result<(), Error> {
     execute(
-        "insert into zdd.backfill as b (change_id, waiting_for, waiting_since)
-         values ($1, $2, case when $2 is not null then clock_timestamp() end)
-         on conflict (change_id) do update set waiting_for = excluded.waiting_for,
-             waiting_since = case when b.waiting_for is not distinct from excluded.waiting_for
-                 then b.waiting_since else excluded.waiting_since end",
-        &[id.into(), reason.into()],
+        "insert into zdd.worker as w (change_id, slot, pid, doing, waiting_for, waiting_since)
+         values ($1, $2, pg_backend_pid(), $3, $4, case when $4 is not null then clock_timestamp() end)
+         on conflict (change_id, slot) do update set pid = excluded.pid, doing = excluded.doing,
+             waiting_for = excluded.waiting_for,
+             waiting_since = case when w.waiting_for is not distinct from excluded.waiting_for and w.pid = excluded.pid
+                 then w.waiting_since else excluded.waiting_since end,
+             started_at = case when w.pid = excluded.pid then w.started_at else excluded.started_at end",
+        &[slot.change_id.into(), (slot.number as i32).into(), doing.into(), waiting_for.into()],
     )
 }
 
-/// Notes the last error.
-pub fn set_error(id: i64, message: &str) -> Result<(), Error> {
+/// What those who work for a change wait for, if anything.
+pub fn waiting_for(id: i64) -> Result<Option<String>, Error> {
+    let sql = "select p.waiting_for from zdd.progress as p join zdd.change as c on c.name = p.change
+        where c.id = $1 and p.waiting_for is not null";
+    Ok(read(sql, &[id.into()], |row| get(row, 1))?.into_iter().next())
+}
+
+/// Notes the last error of a job, and what to do about it.
+pub fn set_error(id: i64, message: &str, hint: Option<&str>) -> Result<(), Error> {
     execute(
-        "insert into zdd.backfill (change_id, last_error, last_error_at) values ($1, $2, clock_timestamp())
-         on conflict (change_id) do update set last_error = excluded.last_error,
-             last_error_at = excluded.last_error_at",
-        &[id.into(), message.into()],
+        "update zdd.job set last_error = $2, last_error_hint = $3, last_error_at = clock_timestamp()
+         where change_id = $1",
+        &[id.into(), message.into(), hint.into()],
+    )
+}
+
+/// Notes how far a backfill is, for its speed over the last minute.
+pub fn add_sample(id: i64, remaining: &Remaining) -> Result<(), Error> {
+    execute(
+        "insert into zdd.sample (change_id, at, rows_split, blocks_done) values ($1, clock_timestamp(), $2, $3)
+         on conflict do nothing",
+        &[id.into(), (remaining.rows as i64).into(), (remaining.blocks_done as i64).into()],
+    )?;
+    execute(
+        "delete from zdd.sample where change_id = $1 and at < clock_timestamp() - interval '90 seconds'",
+        &[id.into()],
+    )
+}
+
+/// The name of an index that is being built for a change.
+pub fn built_index(id: i64, relation: pg_sys::Oid, columns: &[String]) -> Result<Option<String>, Error> {
+    let sql = "select name from zdd.built_index where change_id = $1 and relation = $2 and columns = $3";
+    let found = read(sql, &[id.into(), relation.into(), columns.to_vec().into()], |row| get(row, 1))?;
+    Ok(found.into_iter().next())
+}
+
+/// Remembers the name of an index before it is built.
+pub fn set_built_index(id: i64, relation: pg_sys::Oid, columns: &[String], name: &str) -> Result<(), Error> {
+    execute(
+        "insert into zdd.built_index (change_id, relation, columns, name) values ($1, $2, $3, $4)
+         on conflict (change_id, relation, columns) do update set name = excluded.name",
+        &[id.into(), relation.into(), columns.to_vec().into(), name.into()],
+    )
+}
+
+/// The changes of this database that background workers are to work for.
+pub fn unfinished() -> Result<Vec<Change>, Error> {
+    read(
+        &format!("{ACTIVE} where c.relation is not null and j.workers > 0 and j.stopped is null order by c.id"),
+        &[],
+        change,
     )
 }
 

@@ -5,7 +5,7 @@ use crate::catalog::{self, Change};
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
-use crate::pg::procedure::Procedure;
+use crate::pg::session::Session;
 use crate::phase::Phase;
 use crate::verify::Counts;
 
@@ -19,14 +19,14 @@ pub struct Consent {
 }
 
 /// Drops the old column.
-pub fn contract(procedure: &Procedure, name: &str, change: &Change, consent: Consent) -> Result<(), Error> {
-    procedure.transaction(|| check(change, consent))?;
-    refuse_rows(change, &count(procedure, change)?, consent)?;
+pub fn contract(session: &Session, name: &str, change: &Change, consent: Consent) -> Result<(), Error> {
+    session.transaction(|| check(change, consent))?;
+    refuse_rows(change, &count(session, change)?, consent)?;
     let own_fence = change.phase == Phase::Expanded;
     if own_fence {
-        procedure.transaction(|| ddl::fence(&catalog::lock(name)?))?;
+        session.transaction(|| ddl::fence(&catalog::lock(name)?))?;
     }
-    match finish(procedure, name, own_fence, consent) {
+    match finish(session, name, own_fence, consent) {
         Ok(lossy) => {
             if lossy > 0 {
                 pgrx::notice!(
@@ -37,37 +37,37 @@ pub fn contract(procedure: &Procedure, name: &str, change: &Change, consent: Con
             Ok(())
         }
         Err(error) => {
-            undo(procedure, name, own_fence)?;
+            undo(session, name, own_fence)?;
             Err(error)
         }
     }
 }
 
 /// The steps behind the fence. Returns the number of lossy rows.
-fn finish(procedure: &Procedure, name: &str, recount: bool, consent: Consent) -> Result<i64, Error> {
-    let change = procedure.transaction(|| catalog::find(name))?;
+fn finish(session: &Session, name: &str, recount: bool, consent: Consent) -> Result<i64, Error> {
+    let change = session.transaction(|| catalog::find(name))?;
     // The old application may have written between the first count and the fence.
-    let counts = count(procedure, &change)?;
+    let counts = count(session, &change)?;
     if recount {
         refuse_rows(&change, &counts, consent)?;
     }
-    if procedure.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
-        procedure.transaction(|| ddl::validate_not_null(&change))?;
+    if session.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
+        session.transaction(|| ddl::validate_not_null(&change))?;
     }
-    procedure.transaction(|| ddl::drop_source(&catalog::lock(name)?))?;
+    session.transaction(|| ddl::drop_source(&catalog::lock(name)?))?;
     Ok(counts.lossy)
 }
 
 /// Takes back what a contract that was refused or cancelled has done.
-fn undo(procedure: &Procedure, name: &str, own_fence: bool) -> Result<(), Error> {
-    procedure.transaction(|| {
+fn undo(session: &Session, name: &str, own_fence: bool) -> Result<(), Error> {
+    session.transaction(|| {
         let change = catalog::lock(name)?;
         if own_fence { ddl::unfence(&change) } else { ddl::stop_demanding_not_null(&change) }
     })
 }
 
 /// What can be told without looking at the rows.
-fn check(change: &Change, consent: Consent) -> Result<(), Error> {
+pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
     if !matches!(change.phase, Phase::Expanded | Phase::Fenced) {
         return Err(Error::WrongPhase {
             change: change.name.clone(),

@@ -15,7 +15,7 @@ use crate::pg::lock::{self, LockMode};
 use crate::pg::parse::ColumnDefinition;
 use crate::pg::security::{Confinement, as_role, with_settings};
 use crate::pg::subxact::catch;
-use crate::pg::table::Table;
+use crate::pg::table::{Table, relation_named};
 use crate::phase::Phase;
 use crate::rule::Rule;
 
@@ -43,10 +43,7 @@ pub fn trigger_name(change: &str) -> String {
 /// `zdd.lock_timeout`. Returns them, the table first.
 fn lock_against_all(relation: pg_sys::Oid, name: &str) -> Result<Vec<pg_sys::Oid>, Error> {
     let (timeout, patience) = (guc::lock_timeout(), guc::lock_patience());
-    let milliseconds = |duration: Duration| std::ffi::CString::new(format!("{}ms", duration.as_millis().max(1)));
-    let (Ok(lock_timeout), Ok(deadlock_timeout)) = (milliseconds(timeout), milliseconds(timeout / 2)) else {
-        return Err(Error::Spi("invalid timeout".into()));
-    };
+    let (lock_timeout, deadlock_timeout) = (guc::milliseconds(timeout), guc::milliseconds(timeout / 2));
     // PostgreSQL cancels an autovacuum that is in the way when it looks for deadlocks, which must come first.
     let settings = [(c"lock_timeout", lock_timeout.as_c_str()), (c"deadlock_timeout", deadlock_timeout.as_c_str())];
     let start = Instant::now();
@@ -546,8 +543,47 @@ pub fn foreign_key(relation: pg_sys::Oid, column: &str) -> Result<Option<String>
     Ok(query_strings(sql, &[relation.into(), column.into()])?.pop())
 }
 
+/// Names of columns as SQL lists them.
+pub fn column_list(columns: &[String]) -> String {
+    columns.iter().map(quote).collect::<Vec<_>>().join(", ")
+}
+
+/// A valid index of a table on exactly these columns, in this order.
+pub fn index_on(relation: pg_sys::Oid, columns: &[String]) -> Result<Option<String>, Error> {
+    let sql = "select i.indexrelid::regclass::text from pg_index as i
+        join pg_class as c on c.oid = i.indexrelid join pg_am as m on m.oid = c.relam
+        where i.indrelid = $1 and i.indisvalid and i.indpred is null and i.indexprs is null and m.amname = 'btree'
+            and i.indnkeyatts = i.indnatts
+            and (select array_agg(a.attname::text order by k.n)
+                from unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
+                join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum) = $2";
+    Ok(query_strings(sql, &[relation.into(), columns.to_vec().into()])?.pop())
+}
+
+/// Makes the index of a partitioned table out of those of its partitions. A partition that has none yet is left for
+/// another time.
+pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[String], index: &str) -> Result<(), Error> {
+    let locked = lock_table(change)?;
+    let table = open(relation, LockMode::AccessShare)?;
+    let (name, schema) = (table.name(), table.schema());
+    drop(table);
+    let partitions = "select i.inhrelid::oid::text from pg_inherits as i where i.inhparent = $1";
+    let partitions = query_strings(partitions, &[relation.into()])?;
+    as_owner(locked.owner, || {
+        if relation_named(&schema, index).is_none() {
+            execute(&format!("CREATE INDEX {} ON ONLY {name} ({})", quote(index), column_list(columns)))?;
+        }
+        for partition in partitions.iter().filter_map(|oid| oid.parse::<u32>().ok()) {
+            if let Some(part) = index_on(partition.into(), columns)? {
+                execute(&format!("ALTER INDEX {}.{} ATTACH PARTITION {part}", quote(&schema), quote(index)))?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
-/// alone and is no more than a property of it goes with it: its indexes, its CHECKs, its default.
+/// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults.
 pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) -> Result<(), Error> {
     let sql = "with dependents as (
             select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum
@@ -570,7 +606,8 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
                         where o.classid = d.classid and o.objid = d.objid
                             and o.refclassid = 'pg_class'::regclass
                             and o.refobjid = d.attrelid and o.refobjsubid > 0
-                            and o.refobjsubid <> d.attnum))
+                            and o.refobjsubid not in (select g.attnum from pg_attribute as g
+                                where g.attrelid = d.attrelid and g.attname = any ($4::text[]::name[]))))
         )
         select distinct coalesce(
                 case c.relkind when 'v' then 'view ' when 'm' then 'materialized view ' end
@@ -589,7 +626,8 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
         order by 1";
     let members = lock::tree(change.relation);
     for &column in columns {
-        let args = [members.clone().into(), column.into(), not_null_check(change).into()];
+        let all: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
+        let args = [members.clone().into(), column.into(), not_null_check(change).into(), all.into()];
         let dependents = query_strings(sql, &args)?;
         if !dependents.is_empty() {
             let source = &change.rule.source;

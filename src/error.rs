@@ -53,16 +53,13 @@ pub enum Error {
         value: String,
         allowed: &'static str,
     },
+    EmptyName,
     WholeNeedsText {
         column: String,
     },
     UnknownIndexColumn {
         column: String,
         targets: Vec<String>,
-    },
-    IndexesNotBuilt {
-        table: String,
-        indexes: Vec<String>,
     },
     NotAnExpression {
         argument: &'static str,
@@ -219,6 +216,41 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// Somebody has paused it.
+    Paused {
+        change: String,
+        role: String,
+    },
+    NotPaused {
+        change: String,
+    },
+    NothingToPause {
+        change: String,
+    },
+    ContractRunning {
+        change: String,
+    },
+    /// A job ended with an error that is written down.
+    Stopped {
+        change: String,
+        error: String,
+        hint: Option<String>,
+    },
+    NotReached {
+        change: String,
+        phase: Phase,
+        wanted: Phase,
+        waited: Duration,
+        waiting_for: Option<String>,
+    },
+    BadCondition {
+        sql: String,
+        message: String,
+    },
+    ActiveChanges {
+        changes: Vec<String>,
+    },
+
     // Rows.
     UnmatchedValue {
         change: String,
@@ -365,6 +397,8 @@ impl Error {
                 format!("invalid value for {argument}: {value}"),
             )
             .hint(format!("Allowed is {allowed}.")),
+            EmptyName => parts(Code::ERRCODE_INVALID_PARAMETER_VALUE, "the name of a change must not be empty")
+                .hint("Leave it out to have it called table.column."),
             WholeNeedsText { column } => parts(
                 Code::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("unmatched => 'whole' cannot put a text into column \"{column}\""),
@@ -375,12 +409,6 @@ impl Error {
                 format!("indexes names \"{column}\", which is not a new column"),
             )
             .detail(format!("The new columns are {}.", list(targets))),
-            IndexesNotBuilt { table, indexes } => {
-                let statements: Vec<String> =
-                    indexes.iter().map(|index| format!("CREATE INDEX CONCURRENTLY ON {table} ({index});")).collect();
-                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "this version of pg_zdd does not build indexes")
-                    .hint(format!("Leave indexes out, and run after the backfill: {}", statements.join(" ")))
-            }
             NotAnExpression { argument, text } => {
                 parts(Code::ERRCODE_SYNTAX_ERROR, format!("{argument} is not one SQL expression: {}", shown(text)))
             }
@@ -582,6 +610,66 @@ impl Error {
             )
             .detail(message.as_str())
             .hint(*hint),
+            Paused { change, role } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the backfill of change \"{change}\" is paused"),
+            )
+            .detail(format!("It was paused by {role}."))
+            .hint("SELECT zdd.resume(change) goes on with it."),
+            NotPaused { change } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("nothing of change \"{change}\" was paused or stopped"),
+            )
+            .hint("SELECT * FROM zdd.progress shows what is going on."),
+            NothingToPause { change } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("change \"{change}\" has no backfill that could be paused"),
+            )
+            .hint("SELECT * FROM zdd.progress shows what is going on."),
+            ContractRunning { change } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("change \"{change}\" is being contracted"),
+            )
+            .hint("SELECT * FROM zdd.progress shows how far it is."),
+            Stopped { change, error, hint } => {
+                let stopped = parts(
+                    Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("the work on change \"{change}\" has stopped with an error"),
+                )
+                .detail(error.as_str());
+                match hint {
+                    Some(hint) => stopped.hint(hint.as_str()),
+                    None => stopped.hint("SELECT zdd.resume(change) goes on with it when the cause is gone."),
+                }
+            }
+            NotReached { change, phase, wanted, waited, waiting_for } => {
+                let late = parts(
+                    Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!(
+                        "change \"{change}\" is not {} but {} after {}",
+                        wanted.as_str(),
+                        phase.as_str(),
+                        format_duration(*waited)
+                    ),
+                )
+                .hint("SELECT * FROM zdd.progress shows how far it is.");
+                match waiting_for {
+                    Some(reason) => late.detail(format!("It waits for {reason}.")),
+                    None => late,
+                }
+            }
+            BadCondition { sql, message } => parts(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("run_if cannot be evaluated: {}", shown(sql)),
+            )
+            .detail(message.as_str())
+            .hint("Give an SQL expression that is true while the backfill may go on. It is evaluated as the table's owner, with search_path = pg_catalog, pg_temp."),
+            ActiveChanges { changes } => parts(
+                Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                "cannot drop extension pg_zdd: there are active changes",
+            )
+            .detail(format!("Their tables would lose the triggers that keep both sides in sync: {}.", list(changes)))
+            .hint("Finish them with CALL zdd.contract(...), or give them up with SELECT zdd.rollback(...)."),
             UnmatchedValue { change, column, value } => parts(
                 Code::ERRCODE_CHECK_VIOLATION,
                 format!("value of column \"{column}\" does not match the split rule of change \"{change}\""),
@@ -688,6 +776,17 @@ impl From<Error> for ErrorReport {
 }
 
 impl Error {
+    /// Its DETAIL and HINT.
+    pub fn detail_and_hint(&self) -> (Option<String>, Option<String>) {
+        match self {
+            Error::Caught(error) => error.detail_and_hint(),
+            _ => {
+                let parts = self.parts();
+                (parts.detail, parts.hint)
+            }
+        }
+    }
+
     /// The message alone, for a report that is not an error.
     pub fn message(&self) -> String {
         self.parts().message

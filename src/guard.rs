@@ -78,6 +78,12 @@ pub fn check(
     Ok(())
 }
 
+/// Called before the extension is dropped: an error while there are active changes.
+pub fn check_extension() -> Result<(), Error> {
+    let changes: Vec<String> = catalog::all()?.into_iter().map(|change| change.name).collect();
+    if changes.is_empty() || !guc::guard() { Ok(()) } else { Err(Error::ActiveChanges { changes }) }
+}
+
 const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(...).";
 
 fn check_table(change: &Change, root: &Table) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! The settings.
 
+use std::ffi::CString;
 use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -9,10 +10,20 @@ static LOCK_PATIENCE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static MAX_SOURCE_LENGTH: GucSetting<i32> = GucSetting::<i32>::new(64);
 static GUARD: GucSetting<bool> = GucSetting::<bool>::new(true);
 static QUIET_PERIOD: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static MAX_REPLICATION_LAG: GucSetting<i32> = GucSetting::<i32>::new(64);
+static MAX_SLOT_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(1024);
+static MAX_CHECKPOINT_DISTANCE: GucSetting<f64> = GucSetting::<f64>::new(0.9);
+static AUTO_RESUME: GucSetting<bool> = GucSetting::<bool>::new(true);
+static LAUNCHER_NAPTIME: GucSetting<i32> = GucSetting::<i32>::new(60);
 
 /// How long one attempt to lock a table may make other sessions queue behind it.
 pub fn lock_timeout() -> Duration {
     Duration::from_millis(LOCK_TIMEOUT.get().unsigned_abs().into())
+}
+
+/// A duration as settings take it.
+pub fn milliseconds(duration: Duration) -> CString {
+    CString::new(format!("{}ms", duration.as_millis().max(1))).unwrap_or_default()
 }
 
 /// How long such attempts are repeated.
@@ -33,6 +44,32 @@ pub fn guard() -> bool {
 /// How long an old column must have been out of use before it is dropped.
 pub fn quiet_period() -> Duration {
     Duration::from_secs(QUIET_PERIOD.get().unsigned_abs().into())
+}
+
+/// How many bytes of WAL a standby may lag behind before backfills wait; 0 for no limit.
+pub fn max_replication_lag() -> u64 {
+    u64::from(MAX_REPLICATION_LAG.get().unsigned_abs()) << 20
+}
+
+/// How many bytes of WAL a replication slot may hold back before backfills wait; 0 for no limit.
+pub fn max_slot_backlog() -> u64 {
+    u64::from(MAX_SLOT_BACKLOG.get().unsigned_abs()) << 20
+}
+
+/// How much WAL there may be since the last checkpoint began before backfills wait, in units of `max_wal_size`; 0 for no
+/// limit.
+pub fn max_checkpoint_distance() -> f64 {
+    MAX_CHECKPOINT_DISTANCE.get()
+}
+
+/// Whether the launcher resumes unfinished work.
+pub fn auto_resume() -> bool {
+    AUTO_RESUME.get()
+}
+
+/// How long the launcher sleeps between two rounds through the databases.
+pub fn launcher_naptime() -> Duration {
+    Duration::from_secs(LAUNCHER_NAPTIME.get().unsigned_abs().into())
 }
 
 /// Registers the settings.
@@ -83,6 +120,54 @@ pub fn register() {
         0,
         31_536_000,
         GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"zdd.max_replication_lag",
+        c"Backfills wait while a standby lags behind by more WAL than this.",
+        c"0 switches it off.",
+        &MAX_REPLICATION_LAG,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
+        c"zdd.max_slot_backlog",
+        c"Backfills wait while a replication slot holds back more WAL than this.",
+        c"0 switches it off.",
+        &MAX_SLOT_BACKLOG,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_float_guc(
+        c"zdd.max_checkpoint_distance",
+        c"Backfills wait while there is more WAL since the last checkpoint than this part of max_wal_size.",
+        c"0 switches it off.",
+        &MAX_CHECKPOINT_DISTANCE,
+        0.0,
+        10.0,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"zdd.auto_resume",
+        c"Resumes unfinished backfills and contracts after a restart, a crash or a promotion.",
+        c"Needs pg_zdd in shared_preload_libraries. Switch it off on clones of a server.",
+        &AUTO_RESUME,
+        GucContext::Sighup,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"zdd.launcher_naptime",
+        c"How long the launcher sleeps between two rounds through the databases.",
+        c"",
+        &LAUNCHER_NAPTIME,
+        1,
+        86_400,
+        GucContext::Sighup,
         GucFlags::UNIT_S,
     );
     crate::pg::reserve_settings();

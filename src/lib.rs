@@ -19,6 +19,7 @@ mod sync;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
 mod verify;
+mod worker;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -35,6 +36,7 @@ extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
 pub extern "C-unwind" fn _PG_init() {
     pg::disable_backtraces();
     guc::register();
+    worker::register_launcher();
 }
 
 /// Needed by `cargo pgrx test`.

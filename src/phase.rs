@@ -37,6 +37,18 @@ impl Phase {
         matches!(self, Self::Contracted | Self::RolledBack)
     }
 
+    /// Whether a change in this phase is where it wanted to be, or has gone on from there.
+    pub fn has_reached(self, wanted: Phase) -> bool {
+        let place = |phase| match phase {
+            Self::Expanding => Some(0),
+            Self::Expanded => Some(1),
+            Self::Fenced => Some(2),
+            Self::Contracted => Some(3),
+            Self::RolledBack => None,
+        };
+        self == wanted || place(self).zip(place(wanted)).is_some_and(|(here, there)| here >= there)
+    }
+
     /// Whether both sides exist.
     pub fn is_active(self) -> bool {
         !self.is_final()
@@ -154,6 +166,17 @@ mod tests {
             "the change is contracted and cannot become rolled_back: the old column is gone, which is final"
         );
         assert_eq!(message(Phase::Fenced, Phase::Fenced), "the change is already fenced");
+    }
+
+    #[test]
+    fn a_phase_is_reached_also_when_it_has_been_left_behind() {
+        use Phase::*;
+        assert!(
+            Fenced.has_reached(Expanded) && Contracted.has_reached(Expanding) && RolledBack.has_reached(RolledBack)
+        );
+        assert!(
+            !Expanding.has_reached(Expanded) && !RolledBack.has_reached(Expanded) && !Expanded.has_reached(RolledBack)
+        );
     }
 
     #[test]

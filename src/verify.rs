@@ -11,7 +11,7 @@ use crate::ddl::{as_owner, open};
 use crate::error::Error;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
-use crate::pg::procedure::with_latest_snapshot;
+use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
 use crate::pg::value::{Value, Values};
 use crate::plans;
@@ -62,21 +62,14 @@ pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
         .collect()
 }
 
-/// Calls `each` with the values of every row in a range of blocks. What it allocates is freed after a few
-/// rows.
-pub fn rows<E>(
-    binding: &Binding,
-    table: &Table,
-    blocks: Range<u32>,
-    mut each: impl FnMut(&Row<'_>, Value, &[Value]) -> Result<(), E>,
-) -> Result<(), E> {
+/// Calls `each` with every row in a range of blocks. What it allocates is freed after a few rows.
+pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
     // Freeing costs as much as looking at a row.
     const ROWS_PER_RESET: u32 = 64;
     let memory = Memory::short_lived();
-    let (mut targets, mut since_reset) = (Values::new(), 0);
+    let mut since_reset = 0;
     table.scan(blocks, |row| {
-        binding.read_targets(row, &mut targets);
-        let result = memory.enter(|| each(row, binding.source_of(row), &targets));
+        let result = memory.enter(|| each(row));
         since_reset += 1;
         if since_reset == ROWS_PER_RESET {
             since_reset = 0;
@@ -86,9 +79,23 @@ pub fn rows<E>(
     })
 }
 
+/// Calls `each` with both sides of every row in a range of blocks.
+pub fn sides<E>(
+    binding: &Binding,
+    table: &Table,
+    blocks: Range<u32>,
+    mut each: impl FnMut(&Row<'_>, Value, &[Value]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut targets = Values::new();
+    rows(table, blocks, |row| {
+        binding.read_targets(row, &mut targets);
+        each(row, binding.source_of(row), &targets)
+    })
+}
+
 /// Adds the rows of a range of blocks to the counts.
 pub fn count(binding: &Binding, table: &Table, blocks: Range<u32>, counts: &mut Counts) -> Result<(), Error> {
-    rows(binding, table, blocks, |_, source, targets| {
+    sides(binding, table, blocks, |_, source, targets| {
         counts.add(binding.state(source, targets), binding.null_violation(targets).is_some());
         Ok(())
     })
@@ -123,7 +130,7 @@ fn find(
     struct Enough;
     let binding = Binding::to_table(change.rule.clone(), table)?;
     let scan = as_owner(table.owner(), || {
-        rows(&binding, table, 0..table.blocks(), |row, source, targets| {
+        sides(&binding, table, 0..table.blocks(), |row, source, targets| {
             if found.len() >= max_rows {
                 return Err(Enough);
             }

@@ -1,22 +1,24 @@
 //! One batch: the rows in a range of blocks that need work.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use smallvec::smallvec;
 
 use pgrx::spi::{Spi, quote_identifier as quote};
 
+use super::plan::{Visit, Work};
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::ddl::as_owner;
 use crate::error::Error;
-use crate::pg::procedure::with_latest_snapshot;
+use crate::pg::page::PAGE_SIZE;
+use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
 use crate::pg::value::{Value, Values};
 use crate::plans;
 use crate::rule::state::{RowState, is_pending};
-use crate::verify::rows;
+use crate::verify::{rows, sides};
 
 /// What to do with which rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,18 +33,23 @@ pub enum Task {
     NewWins,
 }
 
+impl Task {
+    /// How often a batch of this task should come by a block, see `Window`.
+    pub fn visits(self) -> u32 {
+        if self == Task::Split { 8 } else { 1 }
+    }
+}
+
 /// What a batch did.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub rows: u64,
-    /// Blocks with rows that somebody else had locked.
+    pub work: Work,
+    /// Blocks that should be done, with rows that somebody else had locked.
     pub skipped: Vec<u32>,
-    /// The time that the work took, without waits for locks on the table.
-    pub work: Duration,
 }
 
-/// Does a task on the rows in a range of blocks, as the table's owner, without ever waiting for a row lock.
-pub fn run(change: &Change, table: &Table, blocks: Range<u32>, task: Task) -> Result<Outcome, Error> {
+/// Does a task on the rows in some blocks, as the table's owner, without ever waiting for a row lock.
+pub fn run(change: &Change, table: &Table, visit: &Visit, task: Task) -> Result<Outcome, Error> {
     let plan = plans::of_rule(&change.rule, table)?;
     // No change can begin while we hold a lock on the table.
     let others = catalog::of_table(table.oid())?
@@ -56,11 +63,12 @@ pub fn run(change: &Change, table: &Table, blocks: Range<u32>, task: Task) -> Re
     let mut outcome = Outcome::default();
     as_owner(table.owner(), || {
         with_latest_snapshot(|| match task {
-            Task::SplitFiringTriggers => touch(binding, table, blocks, &mut outcome),
-            _ => write(binding, &others, table, blocks, task, &mut outcome),
+            Task::SplitFiringTriggers => touch(binding, table, visit.blocks.clone(), &mut outcome),
+            _ => write(binding, &others, table, visit, task, &mut outcome),
         })
     })?;
-    outcome.work = start.elapsed();
+    outcome.work.time = start.elapsed();
+    outcome.work.blocks = visit.blocks.len() as u32;
     Ok(outcome)
 }
 
@@ -70,7 +78,7 @@ fn write(
     binding: &Binding,
     others: &[&Binding],
     table: &Table,
-    blocks: Range<u32>,
+    visit: &Visit,
     task: Task,
     outcome: &mut Outcome,
 ) -> Result<(), Error> {
@@ -80,29 +88,107 @@ fn write(
         _ => targets(binding),
     };
     columns.extend(others.iter().copied().flat_map(targets));
+    let overhead = MOST_OVERHEAD * columns.len();
     let mut writer = Writer::new(table, columns);
-    rows(binding, table, blocks, |row, source, targets| {
+    let mut room: Option<Room> = None;
+    rows(table, visit.blocks.clone(), |row| {
+        outcome.work.seen += 1;
+        let block = row.tid().block;
+        let room = match &mut room {
+            Some(room) if room.block == block => room,
+            room => {
+                room.take().inspect(|before| before.publish(table, visit));
+                room.insert(Room::on_page_of(row))
+            }
+        };
+        // What is left for later, or need not be looked at, is told at little cost.
+        let (last, size) = (block < visit.done, row.size());
+        if !last && !room.allows(size) || task == Task::Split && !binding.lacks_targets(row) {
+            return Ok(());
+        }
+        let source = binding.source_of(row);
+        let need = size + binding.source.column_type.text_length(source) + overhead;
+        if !last && !room.allows(need) {
+            return Ok(());
+        }
+        let targets = &binding.targets_of(row);
         if let Some(mut values) = values(binding, task, source, targets) {
             for other in others {
                 let (source, targets) = (other.source_of(row), other.targets_of(row));
                 values.extend(self::values(other, Task::Split, source, &targets).unwrap_or(targets));
             }
-            outcome.count(row, writer.write(row, &values));
+            match writer.write(row, &values) {
+                Written::Done => {
+                    outcome.work.written += 1;
+                    room.written(size, need);
+                }
+                // Whoever changed the row did so under the sync trigger, or as we do.
+                Written::Gone => {}
+                Written::Locked if last => outcome.skip(row.tid()),
+                Written::Locked => {}
+            }
         }
-        Ok(())
-    })
+        Ok::<_, Error>(())
+    })?;
+    room.inspect(|last| last.publish(table, visit));
+    if visit.done > visit.blocks.start {
+        table.publish_free_space(visit.blocks.start..visit.done);
+    }
+    Ok(())
 }
 
-impl Outcome {
-    fn count(&mut self, row: &Row<'_>, written: Written) {
-        match written {
-            Written::Done => self.rows += 1,
-            // Whoever changed the row did so under the sync trigger, or as we do.
-            Written::Gone => {}
-            Written::Locked => self.skip(row.tid()),
+/// What a value can take beside its bytes: a length word and alignment.
+const MOST_OVERHEAD: usize = 8;
+
+/// Whether rows of one page should be split on this visit. A new version that fits on the page needs no new index entries
+/// and leaves the table as small as it was. To make room, a few rows of a full page are moved to others at a time: so few
+/// that indexes can drop their old entries before they need another page.
+struct Room {
+    block: u32,
+    /// What new versions can still take; no limit where pages are unknown.
+    free: usize,
+    /// How many rows may still be moved to another page on this visit.
+    moves: usize,
+    /// What the old versions leave for the next visit.
+    freed: usize,
+}
+
+impl Room {
+    /// Of a page's rows, one in so many is moved on each visit.
+    const ROWS_PER_MOVE: usize = 16;
+    /// With so much space to be free on the next visit, no more rows need to be moved.
+    const ENOUGH: usize = PAGE_SIZE / 5;
+
+    fn on_page_of(row: &Row<'_>) -> Room {
+        let block = row.tid().block;
+        match row.page() {
+            Some(page) => Room { block, free: page.free, moves: page.rows.div_ceil(Self::ROWS_PER_MOVE), freed: 0 },
+            None => Room { block, free: usize::MAX, moves: 0, freed: 0 },
         }
     }
 
+    fn allows(&self, need: usize) -> bool {
+        self.free >= need || (self.moves > 0 && self.free.saturating_add(self.freed) < Self::ENOUGH)
+    }
+
+    /// Notes that a row of this size got a version that takes so much.
+    fn written(&mut self, size: usize, need: usize) {
+        self.freed += size;
+        match self.free.checked_sub(need) {
+            Some(left) => self.free = left,
+            None => self.moves = self.moves.saturating_sub(1),
+        }
+    }
+
+    /// Tells writers of the space on a page that is done, so that rows which are moved fill it.
+    fn publish(&self, table: &Table, visit: &Visit) {
+        if self.block < visit.done && self.free < PAGE_SIZE {
+            table.record_free_space(self.block, self.free);
+        }
+    }
+}
+
+impl Outcome {
     fn skip(&mut self, tid: Tid) {
         if self.skipped.last() != Some(&tid.block) {
             self.skipped.push(tid.block);
@@ -130,7 +216,8 @@ fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Op
 /// Updates pending rows in a way that changes nothing by itself: the sync trigger splits what it finds pending.
 fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Outcome) -> Result<(), Error> {
     let mut pending = Vec::new();
-    rows(binding, table, blocks, |row, source, targets| {
+    sides(binding, table, blocks, |row, source, targets| {
+        outcome.work.seen += 1;
         if is_pending(&mut binding.facts(source, targets)) {
             pending.push(row.tid());
         }
@@ -151,7 +238,7 @@ fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Out
             if client.update(&lock, None, &[tid.to_string().into()])?.is_empty() {
                 outcome.skip(tid);
             } else {
-                outcome.rows += client.update(&update, None, &[tid.to_string().into()])?.len() as u64;
+                outcome.work.written += client.update(&update, None, &[tid.to_string().into()])?.len() as u64;
             }
         }
         Ok::<_, pgrx::spi::SpiError>(())

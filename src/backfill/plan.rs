@@ -1,10 +1,11 @@
 //! What a backfill does next: lanes, batch sizes, speed. Pure: needs no server and reads no clock.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
-/// How many blocks a lane has, roughly (64 MB).
-const BLOCKS_PER_LANE: u32 = 8192;
+/// How many blocks a lane has, roughly (16 MB).
+const BLOCKS_PER_LANE: u32 = 2048;
 /// How many lanes a table has at most: each has a cursor row, and more workers than this make no sense.
 const MAX_LANES: u32 = 64;
 
@@ -30,7 +31,60 @@ pub fn lanes_from(first: u32, blocks: u32) -> Vec<Lane> {
     (0..count).map(|lane| Lane { start: cut(lane), end: cut(lane + 1) }).collect()
 }
 
-/// How many blocks the next batch has, so that its own work takes about the target time.
+/// The blocks of a lane that are being worked on. Each batch moves the window on, so that every block is visited several
+/// times, by different transactions: on each visit some of its rows are split, in the space that the last visit's old row
+/// versions have left. So most new versions stay on their page, where they need no new index entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The first block that is not done.
+    pub next: u32,
+    /// The first block that has not been visited.
+    pub front: u32,
+}
+
+/// What a batch does with a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The blocks to look at.
+    pub blocks: Range<u32>,
+    /// Nothing may be left to do in the blocks before this one.
+    pub done: u32,
+}
+
+impl Visit {
+    /// A visit that leaves nothing to do in these blocks.
+    pub fn only(blocks: Range<u32>) -> Visit {
+        Visit { done: blocks.end, blocks }
+    }
+}
+
+impl Window {
+    /// A window that has nothing in it yet.
+    pub fn at(next: u32) -> Window {
+        Window { next, front: next }
+    }
+
+    /// The batch that moves the window on by so many blocks, visiting each block so many times, up to the end of the lane.
+    pub fn visit(&self, blocks: u32, visits: u32, end: u32) -> Visit {
+        let (front, done) = match self.front < end {
+            true => {
+                let front = self.front.saturating_add(blocks).min(end);
+                (front, front.saturating_sub(blocks.saturating_mul(visits.saturating_sub(1))))
+            }
+            false => (end, self.next.saturating_add(blocks)),
+        };
+        // When batches have become smaller, the old window is worked off bit by bit.
+        let most = self.next.saturating_add(blocks.saturating_mul(2)).min(front);
+        Visit { blocks: self.next..front, done: done.clamp(self.next, most) }
+    }
+
+    /// The window after a visit.
+    pub fn after(visit: &Visit) -> Window {
+        Window { next: visit.done, front: visit.blocks.end }
+    }
+}
+
+/// How many blocks the next batch moves on by, so that its own work takes about the target time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchSizer {
     target: Duration,
@@ -38,14 +92,38 @@ pub struct BatchSizer {
     size: f64,
 }
 
+/// What a batch did, as far as its costs go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// The time that it took, without any waits.
+    pub time: Duration,
+    /// Rows that were written.
+    pub written: u64,
+    /// Rows that were looked at, in so many blocks.
+    pub seen: u64,
+    pub blocks: u32,
+}
+
 impl BatchSizer {
     const FIRST: f64 = 16.0;
     const MIN: f64 = 1.0;
     const MAX: f64 = 4096.0;
+    /// What looking at a row costs, beside writing one.
+    const LOOK: f64 = 1.0 / 16.0;
 
     /// A sizer that begins with a small batch.
     pub fn new(target: Duration) -> BatchSizer {
         BatchSizer { target, size: Self::FIRST }
+    }
+
+    /// Aims at another time from now on.
+    pub fn set_target(&mut self, target: Duration) {
+        if target < self.target {
+            // What is too long now is known before it has been tried.
+            let shrunk = self.size * target.as_secs_f64() / self.target.as_secs_f64();
+            self.size = shrunk.max(Self::MIN);
+        }
+        self.target = target;
     }
 
     /// The size of the next batch.
@@ -53,15 +131,19 @@ impl BatchSizer {
         self.size as u32
     }
 
-    /// Learns from a batch of so many blocks, whose work took so long without any waits. Shrinks to the right size at
-    /// once; grows half of the way, and never to more than double.
-    pub fn record(&mut self, work: Duration, blocks: u32) {
-        if blocks == 0 {
+    /// Learns from a batch, where each block is visited so many times in all. A visit may have little to write, as the
+    /// first and the last do, but the size must be right for one that has: as if each row were to be written, once. Shrinks
+    /// to the right size at once; grows half of the way, and never to more than double.
+    pub fn record(&mut self, work: Work, visits: u32) {
+        if work.blocks == 0 {
             return;
         }
+        let units = work.written as f64 + work.seen as f64 * Self::LOOK;
         // The work may be too short for the clock to tell.
-        let work = work.as_secs_f64().max(1e-9);
-        let right = f64::from(blocks) * self.target.as_secs_f64() / work;
+        let unit = work.time.as_secs_f64().max(1e-9) / units.max(1.0);
+        let rows_per_block = work.seen as f64 / f64::from(work.blocks);
+        let block = unit * (rows_per_block * (1.0 + f64::from(visits) * Self::LOOK)).max(0.1);
+        let right = self.target.as_secs_f64() / block;
         let next = if right < self.size { right } else { ((self.size + right) / 2.0).min(self.size * 2.0) };
         self.size = next.clamp(Self::MIN, Self::MAX);
     }
@@ -194,51 +276,111 @@ mod tests {
     #[test]
     fn lanes_grow_with_the_table() {
         assert_eq!(lanes(1), [Lane { start: 0, end: 1 }]);
-        assert_eq!(lanes(8192).len(), 1);
-        assert_eq!(lanes(8193), [Lane { start: 0, end: 4096 }, Lane { start: 4096, end: 8193 }]);
+        assert_eq!(lanes(2048).len(), 1);
+        assert_eq!(lanes(2049), [Lane { start: 0, end: 1024 }, Lane { start: 1024, end: 2049 }]);
         assert_eq!(lanes(u32::MAX).len(), 64);
+    }
+
+    /// All visits of a lane, with batches of these sizes, the last one again and again.
+    fn visits(end: u32, visits: u32, mut sizes: impl Iterator<Item = u32>) -> Vec<Visit> {
+        let (mut window, mut all) = (Window::at(0), Vec::new());
+        while window.next < end {
+            let visit = window.visit(sizes.next().unwrap_or(1), visits, end);
+            window = Window::after(&visit);
+            all.push(visit);
+        }
+        all
+    }
+
+    #[test]
+    fn a_window_visits_each_block_several_times() {
+        let all = visits(10, 3, std::iter::repeat(2));
+        let expected = [(0..2, 0), (0..4, 0), (0..6, 2), (2..8, 4), (4..10, 6), (6..10, 8), (8..10, 10)];
+        assert_eq!(all, expected.map(|(blocks, done)| Visit { blocks, done }));
+    }
+
+    #[test]
+    fn a_window_of_one_visit_is_a_batch() {
+        let all = visits(5, 1, std::iter::repeat(2));
+        assert_eq!(all, [(0..2, 2), (2..4, 4), (4..5, 5)].map(|(blocks, done)| Visit { blocks, done }));
+    }
+
+    #[test]
+    fn a_window_shrinks_bit_by_bit() {
+        let window = Window { next: 100, front: 200 };
+        assert_eq!(window.visit(2, 8, 1000), Visit { blocks: 100..202, done: 104 });
+    }
+
+    /// A batch of so many blocks of 80 rows, all of which are written, at this time per row.
+    fn written(blocks: u32, per_row: Duration) -> Work {
+        let rows = u64::from(blocks) * 80;
+        Work { time: per_row * rows as u32 * 17 / 16, written: rows, seen: rows, blocks }
     }
 
     #[test]
     fn batches_reach_the_target_time() {
         let mut sizer = BatchSizer::new(TARGET);
-        // A block takes 0.1 ms.
         for _ in 0..20 {
-            sizer.record(Duration::from_micros(100) * sizer.blocks(), sizer.blocks());
+            sizer.record(written(sizer.blocks(), Duration::from_micros(2)), 1);
         }
-        assert!((490..=500).contains(&sizer.blocks()), "{sizer:?}");
+        // 50 ms at 2 µs a row are 25,000 rows.
+        assert!((290..=295).contains(&sizer.blocks()), "{sizer:?}");
+    }
+
+    #[test]
+    fn a_visit_that_writes_little_teaches_the_same() {
+        let mut sizer = BatchSizer::new(TARGET);
+        for share in (1..=16).cycle().take(100) {
+            let seen = u64::from(sizer.blocks()) * 8 * 80;
+            let written = seen * share / 128;
+            let time = Duration::from_micros(2 * written) + Duration::from_nanos(125 * seen);
+            sizer.record(Work { time, written, seen, blocks: sizer.blocks() * 8 }, 8);
+            assert!(sizer.blocks() <= 210, "{sizer:?}");
+        }
+        // Of what a block takes in all its visits, a third is for looking at it.
+        assert!((200..=210).contains(&sizer.blocks()), "{sizer:?}");
     }
 
     #[test]
     fn a_slow_batch_shrinks_the_next_at_once() {
         let mut sizer = BatchSizer::new(TARGET);
-        sizer.record(TARGET * 4, 16);
+        sizer.record(written(16, Duration::from_micros(147)), 1);
         assert_eq!(sizer.blocks(), 4);
-        sizer.record(Duration::from_secs(60), 4);
+        sizer.record(written(4, Duration::from_millis(10)), 1);
         assert_eq!(sizer.blocks(), 1);
     }
 
     #[test]
     fn a_fast_batch_doubles_the_next_at_most() {
         let mut sizer = BatchSizer::new(TARGET);
-        sizer.record(Duration::ZERO, 16);
+        sizer.record(written(16, Duration::ZERO), 1);
         assert_eq!(sizer.blocks(), 32);
-        sizer.record(TARGET, 0);
+        sizer.record(Work { time: TARGET, ..Work::default() }, 1);
         assert_eq!(sizer.blocks(), 32);
+        // Blocks without rows cost next to nothing.
+        sizer.record(Work { time: Duration::from_micros(10), blocks: 32, ..Work::default() }, 1);
+        assert_eq!(sizer.blocks(), 64);
     }
 
     #[test]
     fn sizes_grow_from_one_again() {
         let mut sizer = BatchSizer::new(TARGET);
-        sizer.record(Duration::from_secs(60), 16);
+        sizer.record(written(16, Duration::from_millis(10)), 1);
         for _ in 0..20 {
-            sizer.record(ms(30) * sizer.blocks(), sizer.blocks());
+            sizer.record(written(sizer.blocks(), Duration::from_micros(400)), 1);
         }
         assert_eq!(sizer.blocks(), 1);
         for _ in 0..20 {
-            sizer.record(ms(10) * sizer.blocks(), sizer.blocks());
+            sizer.record(written(sizer.blocks(), Duration::from_micros(140)), 1);
         }
         assert_eq!(sizer.blocks(), 4);
+    }
+
+    #[test]
+    fn another_target_counts_at_once() {
+        let mut sizer = BatchSizer::new(TARGET);
+        sizer.set_target(TARGET / 8);
+        assert_eq!(sizer.blocks(), 2);
     }
 
     #[test]
@@ -310,6 +452,21 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the sizes: each block is done once, in order, on its last visit, and never left out.
+        #[test]
+        fn windows_leave_nothing_out(end in 1u32..300, count in 1u32..9, sizes in prop::collection::vec(1u32..60, 0..40)) {
+            let mut done = 0;
+            let mut front = 0;
+            for visit in visits(end, count, sizes.into_iter()) {
+                prop_assert_eq!(visit.blocks.start, done);
+                prop_assert!(visit.done >= done && visit.done <= visit.blocks.end);
+                prop_assert!(visit.blocks.end >= front && visit.blocks.end <= end);
+                prop_assert!(visit.done > done || visit.blocks.end > front);
+                (done, front) = (visit.done, visit.blocks.end);
+            }
+            prop_assert_eq!((done, front), (end, end));
+        }
+
         #[test]
         fn lanes_cover_every_block_once(blocks in prop_oneof![0u32..100_000, any::<u32>()]) {
             let lanes = lanes(blocks);

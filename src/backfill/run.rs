@@ -1,58 +1,77 @@
-//! A whole backfill, batch by batch, from the session that calls it.
+//! A whole backfill, batch by batch: in the session that calls it, or in background workers.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use serde_json::json;
 
 use super::batch::{self, Task};
-use super::plan::{BatchSizer, Rate, RateLimit, format_count, format_duration, format_rows, lanes, lanes_from};
-use crate::catalog::{self, Batch, Change, Remaining};
+use super::plan::{
+    BatchSizer, Rate, RateLimit, Visit, Window, format_count, format_duration, format_rows, lanes, lanes_from,
+};
+use super::throttle::Courtesy;
+use super::{index, signals};
+use crate::catalog::{self, Batch, Change, Job, JobKind, JobOptions, Remaining, Slot};
 use crate::error::Error;
 use crate::guc;
-use crate::pg::lock::{self, LockMode};
-use crate::pg::procedure::Procedure;
+use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::security::with_settings;
+use crate::pg::session::{Session, wal_bytes};
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
+use crate::pg::worker;
 use crate::phase::Phase;
 use crate::verify::{self, Counts};
+use crate::worker::{launch_helper, launch_missing};
 
 /// What one step of a backfill did.
 enum Step {
-    /// A batch of so many rows.
-    Batch { rows: u64 },
-    /// Nothing: other sessions have all lanes that are left.
+    /// A batch of so many rows, which kept so many sessions waiting.
+    Batch { rows: u64, blocked: usize },
+    /// Nothing: others have all lanes that are left.
     Busy,
     /// All lanes are done and nothing is skipped.
     Done,
     /// What was skipped is still locked.
     Locked,
+    /// Nobody is to go on.
+    Stopped,
 }
 
-/// Runs a backfill until every row is split, and moves the change to `expanded` if it is.
-pub fn backfill(procedure: &Procedure, name: &str, fire_triggers: bool) -> Result<(), Error> {
-    let change = procedure.transaction(|| begin(name, false))?;
-    let task = if fire_triggers { Task::SplitFiringTriggers } else { Task::Split };
-    let mut run = Run::new(change, task);
-    match run.until_verified(procedure) {
-        Err(error) => match procedure.transaction(|| catalog::find(name)) {
-            // Whatever came in the way, the change was given up meanwhile.
-            Err(Error::Final { phase, .. }) => {
-                pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
-                Ok(())
-            }
-            _ => Err(error),
-        },
-        done => done,
-    }
+/// How a backfill ended for one of those who worked on it.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// It went as far as it can.
+    Finished,
+    /// Somebody else finishes it.
+    LeftToOthers,
+    /// It was paused or given up.
+    Stopped,
 }
 
-/// Sees to it that every table has lanes, and begins them again if `anew`, or if the change was expanded before: an
-/// attached partition may have brought rows that were never split.
-fn begin(name: &str, anew: bool) -> Result<Change, Error> {
+/// Writes down that a backfill is to be done by so many background workers, or by this session when there are none.
+pub fn request(name: &str, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
     let change = catalog::lock(name)?;
-    let anew = anew || change.phase != Phase::Expanding;
+    let options = JobOptions { fire_triggers, ..JobOptions::default() };
+    match &change.job {
+        Some(Job { stopped: Some(stopped), .. }) if !stopped.by_error => {
+            return Err(Error::Paused { change: change.name, role: stopped.role.clone() });
+        }
+        Some(Job { kind: JobKind::Contract, .. }) => return Err(Error::ContractRunning { change: change.name }),
+        // Sessions join in.
+        Some(Job { workers: 1.., stopped: None, .. }) if workers == 0 => {}
+        _ => catalog::set_job(&change, JobKind::Backfill, workers, options)?,
+    }
+    let resumed = prepare(&change, change.phase != Phase::Expanding)?;
+    let event = if resumed { "backfill_resumed" } else { "backfill_started" };
+    catalog::record(change.id, name, event, json!({ "workers": workers }))?;
+    catalog::find(name)
+}
+
+/// Sees to it that every table has lanes, and begins them again if `anew`: an attached partition may have brought rows
+/// that were never split. Returns whether something had been done before.
+fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
     let tables = verify::tables(change.relation);
     let known = catalog::lanes(change.id)?;
     for lane in known.iter().filter(|lane| !tables.contains(&lane.relation)) {
@@ -71,18 +90,57 @@ fn begin(name: &str, anew: bool) -> Result<Change, Error> {
     }
     if anew {
         catalog::restart_lanes(change.id)?;
-    } else {
-        let resumed = known.iter().any(|lane| lane.next_block > 0);
-        let event = if resumed { "backfill_resumed" } else { "backfill_started" };
-        catalog::record(change.id, name, event, json!({}))?;
     }
-    Ok(change)
+    Ok(!anew && known.iter().any(|lane| lane.next_block > 0))
 }
 
-struct Run {
+/// Runs a backfill in the session that calls it, until every row is split, and moves the change to `expanded` if it is.
+pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<(), Error> {
+    let change = session.transaction(|| request(name, 0, fire_triggers))?;
+    let mut run = Run::new(session, catalog::take_slot(change.id, None), change);
+    let ended = run.to_the_end();
+    let id = run.change.id;
+    match (session.transaction(|| catalog::find(name)), ended) {
+        // Whatever came in the way, the change was given up meanwhile.
+        (Err(Error::Final { phase, .. }), _) => {
+            pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
+            Ok(())
+        }
+        (_, Err(error)) => {
+            session.transaction(|| {
+                catalog::set_error(id, &error.message(), None)?;
+                catalog::record(id, name, "error", json!({ "error": error.message() }))
+            })?;
+            Err(error)
+        }
+        (Ok(Change { job: Some(Job { stopped: Some(stopped), .. }), .. }), Ok(End::Stopped)) => {
+            if stopped.by_error {
+                return Err(stopped.error(name));
+            }
+            pgrx::info!("{name}: paused by {}; zdd.resume goes on", stopped.role);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Works on a backfill in a background worker that has a place.
+pub fn work(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
+    Run::new(session, Some(slot), change).to_the_end().map(drop)
+}
+
+/// Builds the indexes that a session's backfill waits for.
+pub fn build_indexes(session: &Session, slot: Slot, change: &Change) -> Result<(), Error> {
+    index::build(session, change, |what| session.transaction(|| catalog::set_doing(&slot, what, None)))
+}
+
+struct Run<'s> {
+    session: &'s Session,
+    slot: Option<Slot>,
     change: Change,
     task: Task,
     sizer: BatchSizer,
+    courtesy: Courtesy,
     start: Instant,
     rows: u64,
     /// What counts for the limit of rows per second.
@@ -91,18 +149,28 @@ struct Run {
     rows_per_block: f64,
     rate: Rate,
     last_report: Instant,
+    /// When the signals were looked at last.
+    last_look: Option<Instant>,
+    /// The lanes that are worked on in turn, and where in them; the next one first. While it is the other one's turn, the
+    /// last visit's old row versions become invisible to all, also to transactions that were under way then.
+    windows: VecDeque<(pg_sys::Oid, i32, Window)>,
     /// Where the sweep of skipped blocks is.
     swept: Option<(pg_sys::Oid, u32)>,
-    waiting: bool,
+    /// What is being waited for, as it was said last.
+    waiting: Option<String>,
 }
 
-impl Run {
-    fn new(change: Change, task: Task) -> Run {
+impl<'s> Run<'s> {
+    fn new(session: &'s Session, slot: Option<Slot>, change: Change) -> Run<'s> {
         let now = Instant::now();
+        let fires = change.job.as_ref().is_some_and(|job| job.options.fire_triggers);
         Run {
+            session,
+            slot,
             sizer: BatchSizer::new(change.batch_target),
+            courtesy: Courtesy::new(change.batch_target),
             change,
-            task,
+            task: if fires { Task::SplitFiringTriggers } else { Task::Split },
             start: now,
             rows: 0,
             limited_rows: 0,
@@ -111,88 +179,147 @@ impl Run {
             rows_per_block: 100.0,
             rate: Rate::new(Duration::from_secs(10)),
             last_report: now,
+            last_look: None,
+            windows: VecDeque::new(),
             swept: None,
-            waiting: false,
+            waiting: None,
         }
     }
 
     /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
-    fn until_verified(&mut self, procedure: &Procedure) -> Result<(), Error> {
+    fn to_the_end(&mut self) -> Result<End, Error> {
+        let name = self.change.name.clone();
         for pass in 1.. {
             let before = self.rows;
-            self.split_rows(procedure)?;
-            let counts = count(procedure, &self.change)?;
+            self.doing("splits rows", None)?;
+            if self.split_rows()? == End::Stopped {
+                return Ok(End::Stopped);
+            }
+            let begun = self.change.phase;
+            let Some(_finisher) = self.become_finisher()? else { return Ok(End::LeftToOthers) };
+            match self.session.transaction(|| catalog::find(&name)) {
+                Ok(change) if change.phase == begun && change.job.is_some() => self.change = change,
+                // Somebody else was quicker.
+                Ok(change) => {
+                    self.tell(&format!("{name}: {}", change.phase.as_str()));
+                    return Ok(End::Finished);
+                }
+                Err(Error::Final { .. }) => return Ok(End::Stopped),
+                Err(error) => return Err(error),
+            }
+            self.doing("verifies", None)?;
+            let counts = count(self.session, &self.change)?;
             // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
             let again = counts.pending > 0 && (pass == 1 || self.rows > before);
             if !again {
-                return self.finish(procedure, &counts);
+                return self.finish(&counts);
             }
-            procedure.transaction(|| begin(&self.change.name, true).map(drop))?;
+            self.session.transaction(|| prepare(&catalog::lock(&name)?, true))?;
         }
-        Ok(())
+        Ok(End::Finished)
+    }
+
+    /// A worker leaves the rest to whoever is at it; a session waits for them, since its caller waits for the end.
+    fn become_finisher(&mut self) -> Result<Option<SessionLock>, Error> {
+        loop {
+            let finisher = catalog::become_finisher(self.change.id);
+            if finisher.is_some() || self.session.is_worker() {
+                return Ok(finisher);
+            }
+            self.doing("waits", Some("the session that finishes the backfill"))?;
+            lock::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Goes on until no row is left.
-    fn split_rows(&mut self, procedure: &Procedure) -> Result<(), Error> {
+    fn split_rows(&mut self) -> Result<End, Error> {
         let mut failures = 0_u32;
         loop {
             lock::check_for_interrupts();
-            let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
-            let pause = limit.wait(self.limited_rows, self.limited_since.elapsed());
-            if !pause.is_zero() {
-                self.report(procedure)?;
+            if self.session.is_worker() {
+                worker::follow_configuration();
+            }
+            self.report()?;
+            if let Some((reason, pause)) = self.brake()? {
+                self.wait(&reason)?;
                 lock::sleep(pause);
-                self.follow_limit(procedure)?;
                 continue;
             }
             // Losing the last few batches in a crash costs nothing but their repetition.
-            let step = procedure
+            let step = self
+                .session
                 .transaction(|| Ok(catch(|| with_settings(&[(c"synchronous_commit", c"off")], || self.step()))))?;
-            let pause = match step {
+            match step {
                 Ok(step) => {
                     failures = 0;
                     match step? {
-                        Step::Batch { rows } => {
+                        Step::Batch { rows, blocked } => {
                             self.rows += rows;
                             self.limited_rows += rows;
-                            Duration::ZERO
+                            let pause = self.courtesy.record(blocked, self.change.batch_target);
+                            self.sizer.set_target(self.courtesy.target());
+                            if !pause.is_zero() {
+                                self.wait("sessions that its last batch kept waiting")?;
+                                lock::sleep(pause);
+                            } else {
+                                self.go_on()?;
+                            }
                         }
-                        Step::Busy => self.wait(procedure, "lanes that other sessions work on")?,
-                        Step::Locked => self.wait(procedure, "row locks of other sessions")?,
-                        Step::Done => return Ok(()),
+                        Step::Busy => self.nap("lanes that others work on")?,
+                        Step::Locked => self.nap("row locks of other sessions")?,
+                        Step::Done => return Ok(End::Finished),
+                        Step::Stopped => return Ok(End::Stopped),
                     }
                 }
-                Err(error) => {
+                Err(error) if error.is_transient() => {
                     let message = error.message();
-                    procedure.transaction(|| catalog::set_error(self.change.id, &message))?;
-                    if !error.is_transient() {
-                        let detail = json!({ "error": message });
-                        procedure
-                            .transaction(|| catalog::record(self.change.id, &self.change.name, "error", detail))?;
-                        return Err(Error::Caught(error));
-                    }
+                    self.session.transaction(|| catalog::set_error(self.change.id, &message, None))?;
+                    self.wait("another try after an error")?;
                     failures += 1;
-                    Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2))
+                    lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
                 }
-            };
-            if pause.is_zero() && self.waiting {
-                self.waiting = false;
-                procedure.transaction(|| catalog::set_waiting(self.change.id, None))?;
+                Err(error) => return Err(Error::Caught(error)),
             }
-            self.report(procedure)?;
-            lock::sleep(pause);
         }
     }
 
-    /// Learns of another limit, which begins to count anew.
-    fn follow_limit(&mut self, procedure: &Procedure) -> Result<(), Error> {
-        if let Ok(change) = procedure.transaction(|| catalog::find(&self.change.name))
-            && change.max_rows_per_second != self.change.max_rows_per_second
-        {
-            self.change = change;
-            self.begin_limit();
+    /// What to wait for before the next batch, and how long until the next look.
+    fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
+        let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
+        let pause = limit.wait(self.limited_rows, self.limited_since.elapsed());
+        if !pause.is_zero() {
+            self.follow()?;
+            return Ok(Some((RATE_LIMIT.into(), pause)));
         }
-        Ok(())
+        if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
+            return Ok(None);
+        }
+        let reason = self.session.transaction(|| Ok(signals::read(&self.change).wait_for(&signals::limits())))?;
+        self.last_look = reason.is_none().then(Instant::now);
+        match reason {
+            // Whoever waits must hear of a pause, of other settings and of the end of the change.
+            Some(reason) => Ok((!self.follow()?).then_some((reason, LOOK_INTERVAL))),
+            None => Ok(None),
+        }
+    }
+
+    /// Learns of other settings; another limit begins to count anew. Returns whether there is nothing more to wait for.
+    fn follow(&mut self) -> Result<bool, Error> {
+        match self.session.transaction(|| catalog::find(&self.change.name)) {
+            Ok(change) => {
+                if change.max_rows_per_second != self.change.max_rows_per_second {
+                    self.begin_limit();
+                }
+                self.change = change;
+                Ok(self.is_stopped())
+            }
+            // The next step says why.
+            Err(_) => Ok(true),
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.change.job.as_ref().is_none_or(|job| job.stopped.is_some())
     }
 
     fn begin_limit(&mut self) {
@@ -208,21 +335,65 @@ impl Run {
         }
     }
 
-    fn wait(&mut self, procedure: &Procedure, reason: &str) -> Result<Duration, Error> {
-        if !self.waiting {
-            self.waiting = true;
-            // The time of a wait is not made up for at full speed.
+    fn nap(&mut self, reason: &str) -> Result<(), Error> {
+        self.wait(reason)?;
+        lock::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+
+    /// Says what is being waited for. The time of a wait is not made up for at full speed.
+    fn wait(&mut self, reason: &str) -> Result<(), Error> {
+        if reason != RATE_LIMIT {
             self.begin_limit();
-            procedure.transaction(|| catalog::set_waiting(self.change.id, Some(reason)))?;
         }
-        Ok(Duration::from_millis(100))
+        if self.waiting.as_deref() != Some(reason) {
+            self.waiting = Some(reason.to_owned());
+            self.doing("splits rows", Some(reason))?;
+        }
+        Ok(())
+    }
+
+    /// Says that nothing is being waited for any longer. With a limit there is a wait after nearly every batch.
+    fn go_on(&mut self) -> Result<(), Error> {
+        match self.waiting.as_deref() {
+            None => Ok(()),
+            Some(RATE_LIMIT) if self.change.max_rows_per_second > 0 => Ok(()),
+            Some(_) => {
+                self.waiting = None;
+                self.doing("splits rows", None)
+            }
+        }
+    }
+
+    /// Says what is being done, where people look for it.
+    fn doing(&self, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
+        let Some(slot) = &self.slot else { return Ok(()) };
+        self.session.transaction(|| catalog::set_doing(slot, what, waiting_for))?;
+        if self.session.is_worker() {
+            let waiting = waiting_for.map(|reason| format!(", waits for {reason}")).unwrap_or_default();
+            worker::show_activity(Some(&format!("pg_zdd: {}: {what}{waiting}", self.change.name)));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, text: &str) {
+        if self.session.is_worker() {
+            pgrx::log!("{text}");
+        } else {
+            pgrx::info!("{text}");
+        }
     }
 
     /// One batch of a lane, or of the blocks that were skipped once all lanes are done.
     fn step(&mut self) -> Result<Step, Error> {
-        // Read anew each time: alter_change, fence or rollback may have come in between.
+        // Read anew each time: alter_change, pause, fence or rollback may have come in between.
         self.change = catalog::find(&self.change.name)?;
-        if let Some(lane) = catalog::take_lane(self.change.id)? {
+        if self.is_stopped() {
+            return Ok(Step::Stopped);
+        }
+        let next = self.windows.front().filter(|_| self.windows.len() == LANES_IN_TURN);
+        let next = next.map(|(relation, number, _)| (*relation, *number));
+        if let Some(lane) = catalog::take_lane(self.change.id, self.slot.as_ref(), next)? {
             return self.lane_batch(&lane);
         }
         let remaining = catalog::remaining(self.change.id)?;
@@ -231,7 +402,7 @@ impl Run {
         }
         match catalog::take_skipped(self.change.id, self.swept)? {
             Some((relation, block)) => self.sweep(relation, block),
-            None if self.swept.take().is_some() && catalog::remaining(self.change.id)?.skipped > 0 => Ok(Step::Locked),
+            None if self.swept.take().is_some() && remaining.skipped > 0 => Ok(Step::Locked),
             None if remaining.skipped > 0 => Ok(Step::Busy),
             None => Ok(Step::Done),
         }
@@ -241,26 +412,41 @@ impl Run {
         let id = self.change.id;
         let Some(table) = open(lane.relation)? else {
             catalog::drop_lanes(id, lane.relation)?;
-            return Ok(Step::Batch { rows: 0 });
+            return Ok(NOTHING);
         };
         if table.file() != lane.file {
             // VACUUM FULL or CLUSTER has moved the rows. Those that were split are skipped quickly.
             catalog::create_lanes(id, lane.relation, table.file(), &lanes(table.blocks()))?;
-            return Ok(Step::Batch { rows: 0 });
+            return Ok(NOTHING);
         }
-        let next = lane.next_block.saturating_add(self.batch_blocks()).min(lane.end_block);
-        let blocks = next - lane.next_block;
-        let outcome = batch::run(&self.change, &table, lane.next_block..next, self.task)?;
-        self.sizer.record(outcome.work, blocks);
-        if outcome.rows > 0 {
-            self.rows_per_block = outcome.rows as f64 / f64::from(blocks);
+        let known = self.windows.iter().position(|it| (it.0, it.1) == (lane.relation, lane.number));
+        let window = known.and_then(|index| self.windows.remove(index)).map(|(_, _, window)| window);
+        // Another session may have come in between.
+        let window = window.filter(|window| window.next == lane.next_block).unwrap_or(Window::at(lane.next_block));
+        let visit = window.visit(self.batch_blocks(), self.task.visits(), lane.end_block);
+        let wal = wal_bytes();
+        let outcome = batch::run(&self.change, &table, &visit, self.task)?;
+        let wal_bytes = wal_bytes() - wal;
+        let blocked = signals::blocked()?;
+        let work = outcome.work;
+        self.sizer.record(work, self.task.visits());
+        if work.seen > 0 {
+            self.rows_per_block = work.seen as f64 / f64::from(work.blocks.max(1));
         }
         if !outcome.skipped.is_empty() {
             catalog::skip(lane, &outcome.skipped)?;
         }
-        let batch = Batch { next_block: next, rows: outcome.rows, blocks, work: outcome.work };
-        catalog::advance_lane(lane, batch)?;
-        Ok(Step::Batch { rows: outcome.rows })
+        let batch =
+            Batch { next_block: visit.done, rows: work.written, blocks: work.blocks, work: work.time, wal_bytes };
+        catalog::advance_lane(lane, self.slot.as_ref(), batch)?;
+        if visit.done < lane.end_block {
+            self.windows.push_back((lane.relation, lane.number, Window::after(&visit)));
+            // One that somebody else has taken over would never be done.
+            if self.windows.len() > LANES_IN_TURN {
+                self.windows.pop_front();
+            }
+        }
+        Ok(Step::Batch { rows: work.written, blocked })
     }
 
     fn sweep(&mut self, relation: pg_sys::Oid, block: u32) -> Result<Step, Error> {
@@ -268,30 +454,38 @@ impl Run {
         self.swept = Some((relation, block));
         let Some(table) = open(relation)? else {
             catalog::drop_lanes(id, relation)?;
-            return Ok(Step::Batch { rows: 0 });
+            return Ok(NOTHING);
         };
         if catalog::lanes(id)?.iter().any(|lane| lane.relation == relation && lane.file != table.file()) {
             catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
-            return Ok(Step::Batch { rows: 0 });
+            return Ok(NOTHING);
         }
-        let outcome = batch::run(&self.change, &table, block..block + 1, self.task)?;
+        let outcome = batch::run(&self.change, &table, &Visit::only(block..block + 1), self.task)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
         }
-        catalog::count_rows(id, relation, outcome.rows)?;
-        Ok(Step::Batch { rows: outcome.rows })
+        catalog::count_rows(id, relation, outcome.work.written)?;
+        Ok(Step::Batch { rows: outcome.work.written, blocked: 0 })
     }
 
-    /// Prints a line if the last one is a second old.
-    fn report(&mut self, procedure: &Procedure) -> Result<(), Error> {
+    /// Says how far the backfill is, if it was said a second ago, and sees to it that it has all its workers.
+    fn report(&mut self) -> Result<(), Error> {
         const INTERVAL: Duration = Duration::from_secs(1);
         if self.last_report.elapsed() < INTERVAL {
             return Ok(());
         }
         self.last_report = Instant::now();
-        let remaining = procedure.transaction(|| catalog::remaining(self.change.id))?;
+        let remaining = self.session.transaction(|| {
+            let remaining = catalog::remaining(self.change.id)?;
+            catalog::add_sample(self.change.id, &remaining)?;
+            // More than there are lanes would find nothing to do.
+            launch_missing(&self.change, remaining.lanes)?;
+            Ok(remaining)
+        })?;
         self.rate.record(self.start.elapsed(), self.rows, remaining.blocks_done);
-        pgrx::info!("{}", self.line(&remaining));
+        if !self.session.is_worker() {
+            pgrx::info!("{}", self.line(&remaining));
+        }
         Ok(())
     }
 
@@ -315,11 +509,15 @@ impl Run {
         line
     }
 
-    /// Moves the change to `expanded`, or says what stands in the way.
-    fn finish(&self, procedure: &Procedure, counts: &Counts) -> Result<(), Error> {
-        let seconds = self.start.elapsed().as_secs_f64();
-        let name = &self.change.name;
+    /// Cleans up behind the backfill, builds the indexes, and moves the change to `expanded`; or says what stands in the
+    /// way.
+    fn finish(&mut self, counts: &Counts) -> Result<End, Error> {
+        let name = self.change.name.clone();
         if counts.pending > 0 || counts.diverged > 0 {
+            let error = Error::NotInSync { change: name.clone(), pending: counts.pending, diverged: counts.diverged };
+            if self.session.is_worker() {
+                return Err(error);
+            }
             pgrx::warning!(
                 "{}: the change stays {}: {} rows are pending and {} diverged; see zdd.mismatches",
                 name,
@@ -327,21 +525,27 @@ impl Run {
                 format_count(counts.pending.unsigned_abs()),
                 format_count(counts.diverged.unsigned_abs()),
             );
-            return Ok(());
+            self.session.transaction(|| end_own_job(&name))?;
+            return Ok(End::Finished);
         }
-        let phase = procedure.transaction(|| {
-            let change = catalog::lock(name)?;
+        if !self.tidy()? {
+            return Ok(End::Stopped);
+        }
+        let phase = self.session.transaction(|| {
+            let change = catalog::lock(&name)?;
+            let rows = catalog::remaining(change.id)?.rows;
+            catalog::end_job(change.id)?;
             if change.phase != Phase::Expanding {
                 return Ok(change.phase);
             }
-            let rows = catalog::remaining(change.id)?.rows;
             let detail = json!({
                 "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
             });
             catalog::set_phase(&change, Phase::Expanded, detail)?;
             Ok(Phase::Expanded)
         })?;
-        pgrx::info!(
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.tell(&format!(
             "{name}: {}; {} split in {} ({} rows/s), {} verified, {} unmatched, {} lossy",
             phase.as_str(),
             format_rows(self.rows),
@@ -350,31 +554,71 @@ impl Run {
             format_rows(counts.rows.unsigned_abs()),
             format_count(counts.unmatched.unsigned_abs()),
             format_count(counts.lossy.unsigned_abs()),
-        );
-        Ok(())
+        ));
+        Ok(End::Finished)
+    }
+
+    /// Vacuums and builds indexes, which only a worker can: a session that has indexes to build waits for one. Returns
+    /// whether the change is still there.
+    fn tidy(&mut self) -> Result<bool, Error> {
+        if self.session.is_worker() {
+            for (relation, _) in sizes(self.session, &self.change)? {
+                self.doing("vacuums", None)?;
+                index::vacuum(self.session, relation)?;
+            }
+            return index::build(self.session, &self.change, |what| self.doing(what, None)).map(|()| true);
+        }
+        loop {
+            self.follow()?;
+            if self.is_stopped() {
+                return Ok(false);
+            }
+            if self.session.transaction(|| index::are_built(&self.change))? {
+                return Ok(true);
+            }
+            self.doing("builds indexes", Some("a background worker that builds the indexes"))?;
+            self.session.transaction(|| launch_helper(&self.change))?;
+            lock::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+const RATE_LIMIT: &str = "max_rows_per_second";
+/// How many lanes are worked on in turn.
+const LANES_IN_TURN: usize = 3;
+const NOTHING: Step = Step::Batch { rows: 0, blocked: 0 };
+
+/// How often the signals are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A session that gives up leaves nothing for others to go on with, unless workers are at it.
+fn end_own_job(name: &str) -> Result<(), Error> {
+    let change = catalog::lock(name)?;
+    match change.job {
+        Some(Job { workers: 0, .. }) => catalog::end_job(change.id),
+        _ => Ok(()),
     }
 }
 
 /// Opens a table for a batch, without waiting long behind DDL.
 fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
-    let timeout = std::ffi::CString::new(format!("{}ms", guc::lock_timeout().as_millis().max(1)))
-        .map_err(|_| Error::Spi("invalid timeout".into()))?;
+    let timeout = guc::milliseconds(guc::lock_timeout());
     Ok(with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive)))
 }
 
 /// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
-pub fn count(procedure: &Procedure, change: &Change) -> Result<Counts, Error> {
+pub fn count(session: &Session, change: &Change) -> Result<Counts, Error> {
     let mut counts = Counts::default();
-    for (relation, blocks) in sizes(procedure, change)? {
+    for (relation, blocks) in sizes(session, change)? {
         for piece in verify::pieces(blocks) {
-            procedure.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
+            session.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
         }
     }
     Ok(counts)
 }
 
-fn sizes(procedure: &Procedure, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
-    procedure.transaction(|| {
+fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
+    session.transaction(|| {
         Ok(verify::tables(change.relation)
             .into_iter()
             .filter_map(|oid| Some((oid, Table::open(oid, LockMode::AccessShare)?.blocks())))
@@ -383,20 +627,20 @@ fn sizes(procedure: &Procedure, change: &Change) -> Result<Vec<(pg_sys::Oid, u32
 }
 
 /// Settles all diverged rows by one side.
-pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), Error> {
-    procedure.transaction(|| check_repair(change, task))?;
+pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Error> {
+    session.transaction(|| check_repair(change, task))?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
-    for (relation, blocks) in sizes(procedure, change)? {
+    for (relation, blocks) in sizes(session, change)? {
         let mut next = 0;
         while next < blocks {
             let end = next.saturating_add(sizer.blocks()).min(blocks);
-            let outcome = procedure.transaction(|| {
+            let outcome = session.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                batch::run(change, &table, next..end, task)
+                batch::run(change, &table, &Visit::only(next..end), task)
             })?;
-            repaired += outcome.rows;
+            repaired += outcome.work.written;
             if outcome.skipped.is_empty() {
-                sizer.record(outcome.work, end - next);
+                sizer.record(outcome.work, 1);
                 next = end;
             } else {
                 // What was written is settled; the rest is tried again.
@@ -404,8 +648,8 @@ pub fn repair(procedure: &Procedure, change: &Change, task: Task) -> Result<(), 
             }
         }
     }
-    let counts = count(procedure, change)?;
-    procedure.transaction(|| {
+    let counts = count(session, change)?;
+    session.transaction(|| {
         let detail = json!({ "rows": repaired, "winner": if task == Task::NewWins { "new" } else { "old" } });
         catalog::record(change.id, &change.name, "repaired", detail)
     })?;

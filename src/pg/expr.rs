@@ -9,7 +9,7 @@ use super::memory::Memory;
 use super::parse::{c_text, expression};
 use super::types::ColumnType;
 use super::value::{Value, Values};
-use super::{list_of, tag};
+use super::{list_of, node_string, tag};
 use crate::error::Error;
 
 /// Compiled expressions over the same columns.
@@ -198,18 +198,5 @@ unsafe extern "C-unwind" fn column_reference(
             }
             None => std::ptr::null_mut(),
         }
-    }
-}
-
-/// # Safety
-/// `node` is a String node.
-unsafe fn node_string<'n>(node: *mut pg_sys::Node) -> &'n core::ffi::CStr {
-    // SAFETY: the caller vouches for the node; its string is NUL-terminated.
-    unsafe {
-        #[cfg(feature = "pg14")]
-        let text = (*node.cast::<pg_sys::Value>()).val.str_;
-        #[cfg(not(feature = "pg14"))]
-        let text = (*node.cast::<pg_sys::String>()).sval;
-        core::ffi::CStr::from_ptr(text)
     }
 }

@@ -13,6 +13,8 @@ mod raw {
             numparents: *mut *mut pg_sys::List,
         ) -> *mut pg_sys::List;
         pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+        pub fn die(signal: core::ffi::c_int);
+        pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
         pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
         pub fn ExecComputeStoredGenerated(
             result: *mut pg_sys::ResultRelInfo,
@@ -21,6 +23,11 @@ mod raw {
             command: pg_sys::CmdType::Type,
         );
     }
+}
+
+/// PostgreSQL's handlers for SIGTERM and SIGHUP, as they are: a signal handler must not set up a boundary.
+pub fn signal_handlers() -> [(u32, unsafe extern "C-unwind" fn(core::ffi::c_int)); 2] {
+    [(pg_sys::SIGTERM, raw::die), (pg_sys::SIGHUP, raw::SignalHandlerForConfigReload)]
 }
 
 /// # Safety

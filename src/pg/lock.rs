@@ -50,6 +50,45 @@ fn members(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Vec<pg_sys::Oid> {
     }
 }
 
+/// An advisory lock of the session, which outlives transactions: held by exactly one session at a time, and by none when
+/// that session is gone, however it went. So it tells who works on what, where a table could only tell who once did.
+pub struct SessionLock(pg_sys::LOCKTAG);
+
+impl SessionLock {
+    /// Takes the lock with these two keys, if it is free. It shows in pg_locks with these as classid and objid.
+    pub fn take(class: u32, key: u32) -> Option<SessionLock> {
+        let tag = pg_sys::LOCKTAG {
+            // SAFETY: reads a backend variable.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: class,
+            locktag_field3: key,
+            // What the SQL functions with two keys use.
+            locktag_field4: 2,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        };
+        // SAFETY: the tag is complete.
+        let taken = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, true) };
+        match taken {
+            pg_sys::LockAcquireResult::LOCKACQUIRE_OK => Some(SessionLock(tag)),
+            pg_sys::LockAcquireResult::LOCKACQUIRE_ALREADY_HELD => {
+                // Held by this session already, which must not release it twice.
+                // SAFETY: takes back what was just taken.
+                unsafe { pg_sys::LockRelease(&tag, pg_sys::ExclusiveLock as i32, true) };
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Drop for SessionLock {
+    fn drop(&mut self) {
+        // SAFETY: taken above and released once, also while an error unwinds: a session's locks outlive its transactions.
+        unsafe { pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, true) };
+    }
+}
+
 /// Answers cancel requests and shutdowns.
 pub fn check_for_interrupts() {
     pgrx::check_for_interrupts!();

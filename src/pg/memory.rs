@@ -42,6 +42,12 @@ impl Memory {
         }
     }
 
+    /// Makes this the current context until somebody chooses another.
+    pub(super) fn make_current(&self) {
+        // SAFETY: the context is alive.
+        unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
+    }
+
     /// Frees everything in it. Values that were made in it must not be used afterwards; no type says so.
     pub fn reset(&self) {
         // SAFETY: the context is alive.

@@ -6,14 +6,16 @@ mod ffi;
 pub mod inval;
 pub mod lock;
 pub mod memory;
+pub mod page;
 pub mod parse;
-pub mod procedure;
 pub mod security;
+pub mod session;
 pub mod subxact;
 pub mod table;
 pub mod trigger;
 pub mod types;
 pub mod value;
+pub mod worker;
 
 use pgrx::pg_sys;
 
@@ -50,6 +52,21 @@ pub(crate) unsafe fn tag<T>(node: *const T) -> pg_sys::NodeTag {
     unsafe { (*node.cast::<pg_sys::Node>()).type_ }
 }
 
+/// The text of a String node.
+///
+/// # Safety
+/// `node` is a String node.
+pub(crate) unsafe fn node_string<'n>(node: *mut pg_sys::Node) -> &'n core::ffi::CStr {
+    // SAFETY: the caller vouches for the node; its string is NUL-terminated.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        let text = (*node.cast::<pg_sys::Value>()).val.str_;
+        #[cfg(not(feature = "pg14"))]
+        let text = (*node.cast::<pg_sys::String>()).sval;
+        core::ffi::CStr::from_ptr(text)
+    }
+}
+
 /// Tells PostgreSQL that settings which begin with "zdd." are ours, so that it warns of misspelt ones.
 pub fn reserve_settings() {
     // SAFETY: the prefix is a constant; PostgreSQL copies it.
@@ -59,6 +76,12 @@ pub fn reserve_settings() {
         #[cfg(not(feature = "pg14"))]
         pg_sys::MarkGUCPrefixReserved(c"zdd".as_ptr());
     }
+}
+
+/// max_wal_size, in bytes.
+pub fn max_wal_size() -> u64 {
+    // SAFETY: reads a setting.
+    unsafe { pg_sys::max_wal_size_mb as u64 * 1_048_576 }
 }
 
 /// Keeps Rust's backtraces out of the DETAIL of errors, whatever the environment of the server says.

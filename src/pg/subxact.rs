@@ -15,6 +15,10 @@ impl std::fmt::Debug for Caught {
 }
 
 impl Caught {
+    pub(super) fn new(error: CaughtError) -> Caught {
+        Caught(Box::new(error))
+    }
+
     fn report(&self) -> &pg_sys::panic::ErrorReportWithLevel {
         match &*self.0 {
             CaughtError::PostgresError(report)
@@ -31,6 +35,11 @@ impl Caught {
     /// Its message.
     pub fn message(&self) -> String {
         self.report().message().to_owned()
+    }
+
+    /// Its DETAIL and HINT.
+    pub fn detail_and_hint(&self) -> (Option<String>, Option<String>) {
+        (self.report().detail().map(str::to_owned), self.report().hint().map(str::to_owned))
     }
 
     /// Goes on with the error.
@@ -67,9 +76,8 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
-            .catch_others(|error| Err(Caught(Box::new(error))))
-            .execute();
+        let result =
+            PgTryBuilder::new(AssertUnwindSafe(|| Ok(f()))).catch_others(|error| Err(Caught::new(error))).execute();
         match result {
             Ok(value) => {
                 pg_sys::ReleaseCurrentSubTransaction();

@@ -139,6 +139,12 @@ impl Table {
         }
     }
 
+    /// The name of its schema.
+    pub fn schema(&self) -> String {
+        // SAFETY: the schema of an open table exists; gives a palloc'ed string.
+        unsafe { c_string(pg_sys::get_namespace_name(self.class().relnamespace)) }
+    }
+
     /// Its name alone.
     pub fn bare_name(&self) -> String {
         // SAFETY: a name is NUL-terminated.
@@ -601,6 +607,17 @@ pub fn primary_key(table: &Table) -> Vec<i16> {
         let columns = form.indkey.values.as_slice(form.indnkeyatts as usize).to_vec();
         pg_sys::index_close(index, pg_sys::NoLock as i32);
         columns
+    }
+}
+
+/// A name for a new index, as PostgreSQL would choose it.
+pub fn new_index_name(table: &Table, columns: &[String]) -> String {
+    let columns = std::ffi::CString::new(columns.join("_")).unwrap_or_default();
+    // SAFETY: the strings are NUL-terminated; gives a palloc'ed one that fits and is not taken.
+    unsafe {
+        let class = table.class();
+        let name = class.relname.data.as_ptr();
+        c_string(pg_sys::ChooseRelationName(name, columns.as_ptr(), c"idx".as_ptr(), class.relnamespace, false))
     }
 }
 

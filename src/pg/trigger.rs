@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::table::{Row, Table};
 use super::value::Value;
-use super::{c_string, tag};
+use super::{c_string, list_of, node_string, tag};
 use crate::error::Error;
 
 /// A BEFORE ROW trigger's call for an INSERT or an UPDATE.
@@ -140,6 +140,39 @@ pub unsafe extern "C-unwind" fn zdd_sync(fcinfo: pg_sys::FunctionCallInfo) -> pg
 /// Tells PostgreSQL how `zdd_sync` is called.
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_zdd_sync() -> &'static pg_sys::Pg_finfo_record {
+    const VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &VERSION_1
+}
+
+/// The SQL function zdd.guard_extension(), which is called before DROP EXTENSION.
+///
+/// # Safety
+/// Called by PostgreSQL alone.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn zdd_guard_extension(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: PostgreSQL passes a valid call info; for an event trigger its context is EventTriggerData, with the statement;
+    // the objects of DROP EXTENSION are names.
+    let ours = unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || tag(context) != pg_sys::NodeTag::T_EventTriggerData {
+            pgrx::pg_sys::panic::ErrorReport::from(Error::NotATrigger).report(pgrx::PgLogLevel::ERROR);
+        }
+        let statement = (*context.cast::<pg_sys::EventTriggerData>()).parsetree;
+        tag(statement) == pg_sys::NodeTag::T_DropStmt
+            && list_of::<pg_sys::Node>((*statement.cast::<pg_sys::DropStmt>()).objects)
+                .into_iter()
+                .any(|name| tag(name) == pg_sys::NodeTag::T_String && node_string(name) == c"pg_zdd")
+    };
+    if ours && let Err(error) = crate::guard::check_extension() {
+        pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
+    }
+    pg_sys::Datum::from(0)
+}
+
+/// Tells PostgreSQL how `zdd_guard_extension` is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_zdd_guard_extension() -> &'static pg_sys::Pg_finfo_record {
     const VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
     &VERSION_1
 }

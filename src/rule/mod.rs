@@ -2,6 +2,7 @@
 
 pub mod fit;
 pub mod join;
+mod matcher;
 pub mod split;
 pub mod state;
 pub mod template;

@@ -3,7 +3,8 @@
 -- belongs to an ordinary role, that role's session, and no changes.
 set client_min_messages = warning;
 drop schema if exists app cascade;
-truncate zdd.change, zdd.event, zdd.lane, zdd.skipped, zdd.backfill, zdd.guarded;
+truncate zdd.change, zdd.event, zdd.lane, zdd.skipped, zdd.job, zdd.worker, zdd.sample,
+    zdd.built_index, zdd.guarded;
 create schema app authorization regress_owner;
 grant usage on schema app to public;
 reset client_min_messages;

@@ -150,7 +150,7 @@ fn locked_rows_are_skipped_and_swept_up() {
         let mut other = db.another();
         other.run(&format!("BEGIN; SELECT FROM address WHERE id IN (1, 2, 2500, 5000) {lock}"));
         let mut backfill = db.another().in_background(BACKFILL);
-        let waiting = "SELECT skipped_blocks, waiting_for FROM zdd.progress WHERE waiting_for IS NOT NULL";
+        let waiting = "SELECT skipped_blocks, waiting_for FROM zdd.progress WHERE waiting_for LIKE 'row locks%'";
         wait_until("the backfill waits", PATIENCE, || Ok(!db.text(waiting).is_empty())).expect("a wait");
         assert_eq!(db.text(waiting), "3|row locks of other sessions", "{lock}");
         assert_eq!(db.number("SELECT pending FROM zdd.verify('address.street')"), 4, "{lock}");
@@ -186,7 +186,7 @@ fn rows_under_change_are_left_to_their_writers() {
     commits.run("UPDATE address SET housenumber = '8' WHERE id = 3");
     rolls_back.run("BEGIN; UPDATE address SET street = 'never' WHERE id = 4; DELETE FROM address WHERE id = 5");
     let backfill = db.another().in_background(BACKFILL);
-    let waiting = "SELECT count(waiting_for) FROM zdd.progress";
+    let waiting = "SELECT count(*) FROM zdd.workers WHERE waiting_for LIKE 'row locks%'";
     wait_until("the backfill waits", PATIENCE, || Ok(db.number(waiting) == 1)).expect("a wait");
     commits.run("COMMIT");
     rolls_back.run("ROLLBACK");

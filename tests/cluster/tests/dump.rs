@@ -26,7 +26,7 @@ fn backfill_half(db: &mut Session, table: &str) {
     holder.run(&format!("BEGIN; SELECT 1 FROM {table} WHERE id > {} FOR UPDATE", ROWS - 10));
     let pid = worker.pid();
     let call = worker.in_background(&format!("CALL zdd.backfill('{table}.street')"));
-    let waiting = "SELECT count(*) FROM zdd.backfill WHERE waiting_for LIKE 'row locks%'";
+    let waiting = "SELECT count(*) FROM zdd.workers WHERE waiting_for LIKE 'row locks%'";
     wait_until("the backfill waits", Duration::from_secs(60), || Ok(db.number(waiting) > 0)).unwrap();
     db.run(&format!("SELECT pg_cancel_backend({pid})"));
     let (_, result) = call.join();
@@ -66,8 +66,6 @@ fn in_flight() -> Session {
     db.run("SELECT zdd.fence('fenced.street')");
     for table in ["half", "parted", "family"] {
         backfill_half(&mut db, table);
-        // The next one's waiting is to be told from this one's.
-        db.run("UPDATE zdd.backfill SET waiting_for = NULL");
     }
     db
 }

@@ -132,7 +132,7 @@ fn a_partition_attached_while_the_backfill_runs() {
     let (mut holder, worker) = (db.another(), db.another());
     holder.run("BEGIN; SELECT 1 FROM south WHERE id = 1998 FOR UPDATE");
     let call = worker.in_background(BACKFILL);
-    let waiting = "SELECT count(*) FROM zdd.backfill WHERE waiting_for LIKE 'row locks%'";
+    let waiting = "SELECT count(*) FROM zdd.workers WHERE waiting_for LIKE 'row locks%'";
     wait_until("the backfill waits", Duration::from_secs(60), || Ok(db.number(waiting) > 0)).unwrap();
     db.run(ATTACH);
     holder.run("ROLLBACK");
@@ -515,11 +515,11 @@ fn only_the_owner_and_its_members_may() {
 fn the_catalog_is_for_reading() {
     let db = expanding("CREATE ROLE cat_other LOGIN");
     let mut other = db.another_as("cat_other");
-    for view in ["zdd.changes", "zdd.events", "zdd.progress"] {
+    for view in ["zdd.changes", "zdd.events", "zdd.progress", "zdd.workers"] {
         other.run(&format!("SELECT * FROM {view}"));
         assert!(other.attempt(&format!("DELETE FROM {view}")).is_err());
     }
-    for table in ["change", "event", "lane", "skipped", "backfill", "guarded"] {
+    for table in ["change", "event", "lane", "skipped", "job", "worker", "sample", "built_index", "guarded"] {
         for sql in ["DELETE FROM zdd.", "SELECT 1 FROM zdd."] {
             let error = other.error(&format!("{sql}{table}"));
             assert!(error.contains("(42501)"), "{error}");

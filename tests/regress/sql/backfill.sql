@@ -107,7 +107,7 @@ begin;
 select id from busy where id = 250 for update;
 \! tests/regress/session "set statement_timeout = '1s'" "call zdd.backfill('busy.a')"
 select count(*) - count(b) as left from busy;
-select change, relation, phase, percent, rows_split, workers, skipped_blocks, waiting_for, last_error from zdd.progress;
+select change, relation, phase, state, percent, rows_split, workers, skipped_blocks, waiting_for, last_error from zdd.progress;
 commit;
 \! tests/regress/session "call zdd.backfill('busy.a')"
 select count(*) - count(b) as left from busy;

@@ -48,7 +48,7 @@ select zdd._mismatches('x', 1);
 select zdd.guard();
 select zdd.check_phase();
 
--- Without a change in flight it can be dropped and created again; with one, only with CASCADE.
+-- Without a change in flight it can be dropped and created again; with one, only by a superuser who means it.
 reset session authorization;
 set client_min_messages = warning;
 drop database if exists regress_drop;
@@ -59,6 +59,12 @@ create extension pg_zdd;
 create table t (a text);
 select zdd.split_column('t', 'a', 'b text', delimiter => ',');
 drop extension pg_zdd;
+drop extension pg_zdd cascade;
+drop extension if exists plpgsql, pg_zdd cascade;
+begin;
+set local zdd.guard = off;
+drop extension pg_zdd cascade;
+rollback;
 select zdd.rollback('t.a');
 drop extension pg_zdd;
 create extension pg_zdd;

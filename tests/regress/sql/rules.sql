@@ -179,7 +179,7 @@ select zdd.split_column('t', 'b', 'x text', split_sql => array['b'], join_sql =>
 :refused
 select zdd.split_column('t', 'a', 'x text, y text', delimiter => ',', indexes => '{x,"x, z"}');
 :refused
-select zdd.split_column('t', 'a', 'x text, y text', delimiter => ',', indexes => '{x,"x, y"}');
+select zdd.split_column('t', 'a', 'x text, y text', delimiter => ',', change => '');
 :refused
 
 -- Notices about what a rule will do to the new application's writes.

@@ -55,7 +55,7 @@ delete from zdd.lane;
 :refused
 delete from zdd.skipped;
 :refused
-update zdd.backfill set last_error = 'x';
+update zdd.job set last_error = 'x';
 :refused
 select nextval('zdd.change_id_seq');
 :refused

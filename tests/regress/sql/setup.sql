@@ -66,8 +66,8 @@ union all
 select format('skipped block %s of change %s', s.block, s.change_id)
 from zdd.skipped as s
 union all
-select format('backfill of change %s', b.change_id)
-from zdd.backfill as b
+select format('%s of change %s, stopped %s', j.kind, j.change_id, j.stopped)
+from zdd.job as j
 union all
 select format('advisory lock %s %s, %s', k.classid, k.objid, k.mode)
 from pg_locks as k

@@ -1,0 +1,117 @@
+//! What is done to the tables once all rows are split, by statements that only a background worker can run: VACUUM, and
+//! CREATE INDEX CONCURRENTLY for the indexes that were asked for.
+
+use pgrx::pg_sys;
+use pgrx::spi::quote_identifier as quote;
+use serde_json::json;
+
+use crate::catalog::{self, Change};
+use crate::ddl::{self, open, query_strings};
+use crate::error::Error;
+use crate::guard;
+use crate::pg::lock::{LockMode, tree};
+use crate::pg::session::Session;
+use crate::pg::table::{Table, new_index_name};
+
+/// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
+/// it.
+pub fn vacuum(session: &Session, relation: pg_sys::Oid) -> Result<(), Error> {
+    let name = session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|table| table.name())))?;
+    match name {
+        Some(name) => session.top_level(&format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name}")),
+        None => Ok(()),
+    }
+}
+
+/// Builds the indexes that are not there yet, in the table and all its partitions or children, while reads and writes go
+/// on. Partitions come before what they are partitions of, whose index is then made of theirs.
+pub fn build(
+    session: &Session,
+    change: &Change,
+    mut doing: impl FnMut(&str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // Partitions may come meanwhile.
+    while !session.transaction(|| are_built(change))? {
+        for columns in &change.indexes {
+            let mut members = session.transaction(|| Ok(tree(change.relation)))?;
+            members.reverse();
+            for relation in members {
+                if let Some(to_do) = session.transaction(|| to_do(change, relation, columns))? {
+                    doing(&format!("builds index {}", to_do.name))?;
+                    to_do.build(session, change)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether all indexes that were asked for are there.
+pub fn are_built(change: &Change) -> Result<bool, Error> {
+    for columns in &change.indexes {
+        for relation in tree(change.relation) {
+            if ddl::index_on(relation, columns)?.is_none() && Table::exists(relation) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// An index that is to be built.
+struct ToDo {
+    relation: pg_sys::Oid,
+    table: String,
+    schema: String,
+    name: String,
+    columns: Vec<String>,
+    is_partitioned: bool,
+    /// An attempt that failed has left an invalid index of that name.
+    is_leftover: bool,
+}
+
+fn to_do(change: &Change, relation: pg_sys::Oid, columns: &[String]) -> Result<Option<ToDo>, Error> {
+    if !Table::exists(relation) || ddl::index_on(relation, columns)?.is_some() {
+        return Ok(None);
+    }
+    let table = open(relation, LockMode::AccessShare)?;
+    let invalid = "select c.relname::text from pg_index as i join pg_class as c on c.oid = i.indexrelid
+        where i.indrelid = $1 and c.relname = $2::text::name and not i.indisvalid";
+    let leftover = match catalog::built_index(change.id, relation, columns)? {
+        Some(name) => query_strings(invalid, &[relation.into(), name.into()])?.pop(),
+        None => None,
+    };
+    let is_leftover = leftover.is_some();
+    let name = leftover.unwrap_or_else(|| new_index_name(&table, columns));
+    catalog::set_built_index(change.id, relation, columns, &name)?;
+    Ok(Some(ToDo {
+        relation,
+        table: table.name(),
+        schema: table.schema(),
+        name,
+        columns: columns.to_vec(),
+        is_partitioned: table.kind() == 'p',
+        is_leftover,
+    }))
+}
+
+impl ToDo {
+    fn build(&self, session: &Session, change: &Change) -> Result<(), Error> {
+        let (name, columns) = (quote(&self.name), ddl::column_list(&self.columns));
+        if self.is_partitioned {
+            return session.transaction(|| {
+                ddl::index_partitioned(&catalog::lock(&change.name)?, self.relation, &self.columns, &self.name)
+            });
+        }
+        if self.is_leftover {
+            let drop = format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", quote(&self.schema));
+            guard::suspended(|| session.top_level(&drop))?;
+        }
+        let create = format!("CREATE INDEX CONCURRENTLY {name} ON {} ({columns})", self.table);
+        guard::suspended(|| session.top_level(&create))?;
+        session.transaction(|| {
+            let detail = json!({ "table": self.table, "index": self.name, "columns": self.columns });
+            catalog::record(change.id, &change.name, "index_built", detail)
+        })
+    }
+}

@@ -1,0 +1,235 @@
+//! Background workers: how they are registered, what they are told, and how they begin.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+
+use pgrx::pg_sys;
+
+use super::session::Session;
+
+/// What a worker is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The database that it works in.
+    pub database: pg_sys::Oid,
+    /// The change that it works for; 0 to look after all of the database.
+    pub change: i64,
+}
+
+impl Order {
+    const SIZE: usize = 12;
+
+    fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        bytes[..4].copy_from_slice(&self.database.to_u32().to_ne_bytes());
+        bytes[4..].copy_from_slice(&self.change.to_ne_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: [u8; Self::SIZE]) -> Order {
+        let [a, b, c, d, change @ ..] = bytes;
+        Order { database: u32::from_ne_bytes([a, b, c, d]).into(), change: i64::from_ne_bytes(change) }
+    }
+}
+
+/// The database of this session.
+pub fn current_database() -> pg_sys::Oid {
+    // SAFETY: reads a backend variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Asks for a worker that carries out an order. `false` when no slot is free. Raises no error, so that it can be called
+/// while a transaction ends.
+pub fn register(order: Order, type_name: &CStr, title: &CStr) -> bool {
+    let mut worker = describe_order(order, type_name, title);
+    // SAFETY: the worker is fully described; PostgreSQL copies it.
+    unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
+}
+
+/// As `register`, but waits for the worker to end.
+pub fn run(order: Order, type_name: &CStr, title: &CStr) -> bool {
+    let mut worker = describe_order(order, type_name, title);
+    // SAFETY: the worker is fully described; PostgreSQL makes the handle, which is freed here.
+    unsafe {
+        worker.bgw_notify_pid = pg_sys::MyProcPid;
+        let mut handle = std::ptr::null_mut();
+        if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
+            return false;
+        }
+        pg_sys::WaitForBackgroundWorkerShutdown(handle);
+        pg_sys::pfree(handle.cast());
+        true
+    }
+}
+
+fn describe_order(order: Order, type_name: &CStr, title: &CStr) -> pg_sys::BackgroundWorker {
+    let mut worker = describe(c"zdd_worker_main", type_name, title);
+    worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
+    for (to, from) in worker.bgw_extra.iter_mut().zip(order.to_bytes()) {
+        *to = from as core::ffi::c_char;
+    }
+    worker
+}
+
+/// Asks for the launcher, if the library is being loaded at the start of the server.
+pub fn register_launcher(type_name: &CStr) {
+    // SAFETY: reads a backend variable.
+    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        return;
+    }
+    let mut worker = describe(c"zdd_launcher_main", type_name, type_name);
+    worker.bgw_restart_time = 5;
+    // SAFETY: the worker is fully described; PostgreSQL copies it.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) }
+}
+
+fn describe(function: &CStr, type_name: &CStr, title: &CStr) -> pg_sys::BackgroundWorker {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+        ..Default::default()
+    };
+    copy(title, &mut worker.bgw_name);
+    copy(type_name, &mut worker.bgw_type);
+    copy(c"pg_zdd", &mut worker.bgw_library_name);
+    copy(function, &mut worker.bgw_function_name);
+    worker
+}
+
+/// Copies what fits, always with a NUL at the end.
+fn copy(text: &CStr, into: &mut [core::ffi::c_char]) {
+    let most = into.len() - 1;
+    for (to, from) in into[..most].iter_mut().zip(text.to_bytes()) {
+        *to = *from as core::ffi::c_char;
+    }
+}
+
+thread_local! {
+    static AT_COMMIT: Cell<Option<fn()>> = const { Cell::new(None) };
+    static AT_ABORT: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+/// Calls one function after each commit of this session, when its effects can be seen by others, and another one after each
+/// abort. They must not raise errors. Only the first call counts.
+pub fn at_end_of_transaction(commit: fn(), abort: fn()) {
+    if AT_COMMIT.get().is_none() {
+        AT_COMMIT.set(Some(commit));
+        AT_ABORT.set(Some(abort));
+        // SAFETY: the callback is a plain function that lives as long as the library, which is never unloaded.
+        unsafe { pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut()) };
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _argument: *mut core::ffi::c_void) {
+    let callback = match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => AT_COMMIT.get(),
+        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => AT_ABORT.get(),
+        _ => None,
+    };
+    if let Some(callback) = callback {
+        callback();
+    }
+}
+
+/// Where a worker for a database begins.
+///
+/// # Safety
+/// Called by PostgreSQL alone, in a background worker registered above.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn zdd_worker_main(_argument: pg_sys::Datum) {
+    // SAFETY: in a background worker its entry is set, and `register` has put an order into it.
+    let order = unsafe {
+        answer_signals();
+        let extra = &(*pg_sys::MyBgworkerEntry).bgw_extra;
+        let mut bytes = [0; Order::SIZE];
+        for (to, from) in bytes.iter_mut().zip(extra) {
+            *to = *from as u8;
+        }
+        let order = Order::from_bytes(bytes);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(order.database, pg_sys::InvalidOid, 0);
+        order
+    };
+    crate::worker::work(&Session::of_worker(), order);
+}
+
+/// Where the launcher begins.
+///
+/// # Safety
+/// Called by PostgreSQL alone, in the background worker registered above.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn zdd_launcher_main(_argument: pg_sys::Datum) {
+    // SAFETY: called once, at the beginning of a background worker; without a database it sees the shared catalogs.
+    unsafe {
+        answer_signals();
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+    }
+    crate::worker::launch(&Session::of_worker());
+}
+
+/// Makes the worker answer signals as a session does: SIGTERM ends it at once, also within a statement, SIGHUP makes it read
+/// the configuration.
+unsafe fn answer_signals() {
+    // SAFETY: the handlers are PostgreSQL's own for sessions.
+    unsafe {
+        for (signal, handler) in super::ffi::signal_handlers() {
+            pg_sys::pqsignal(signal as i32, Some(handler));
+        }
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Reads the configuration anew if it has changed.
+pub fn follow_configuration() {
+    // SAFETY: reads and resets a flag that the signal handler sets; this is outside of transactions.
+    unsafe {
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Says in pg_stat_activity and in the process title what the worker does; `None` when it does nothing.
+pub fn show_activity(what: Option<&str>) {
+    let text = CString::new(what.unwrap_or_default()).unwrap_or_default();
+    // SAFETY: both copy the text.
+    unsafe {
+        let state = if what.is_some() { pg_sys::BackendState::STATE_RUNNING } else { pg_sys::BackendState::STATE_IDLE };
+        pg_sys::pgstat_report_activity(state, text.as_ptr());
+        pg_sys::set_ps_display(text.as_ptr());
+    }
+}
+
+/// The databases that one can connect to, templates left out, read in a transaction of the launcher.
+pub fn databases(session: &Session) -> Vec<pg_sys::Oid> {
+    session
+        .transaction(|| {
+            // SAFETY: scans a shared catalog as catalogs are scanned; the tuples are of pg_database.
+            unsafe {
+                let mut found = Vec::new();
+                let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+                let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, lock);
+                let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+                loop {
+                    let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                    if tuple.is_null() {
+                        break;
+                    }
+                    let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
+                    let database = &*data.cast::<pg_sys::FormData_pg_database>();
+                    if database.datallowconn && !database.datistemplate {
+                        found.push(database.oid);
+                    }
+                }
+                if let Some(end) = (*(*(*scan).rs_rd).rd_tableam).scan_end {
+                    pg_sys::ffi::pg_guard_ffi_boundary(|| end(scan));
+                }
+                pg_sys::table_close(relation, lock);
+                Ok(found)
+            }
+        })
+        .unwrap_or_default()
+}
