@@ -3,7 +3,8 @@
 #   make demo       a rolling update, played on a scratch server
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
-#   make bench      side by side with the alternatives; PARTS="insert backfill locks" or usage, ROWS, ROUNDS
+#   make bench      side by side with the alternatives; PARTS="writes backfill lifecycle locks cases report" or "usage",
+#                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #
@@ -31,7 +32,13 @@ example: setup
 test: setup
 	@scripts/test.sh
 
+# PostgreSQL's regular expressions take and give back memory for every value. Where that happens to be the last of the
+# heap, glibc returns it to the system each time, and the ways that use them get up to four times slower. It depends on
+# chance, so we spare them that.
+bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
+bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 bench: setup
+	@scripts/alternatives.sh
 	@scripts/client.sh pg_zdd_bench $(PARTS)
 
 lint: setup

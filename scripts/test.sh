@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the integration tests in tests/cluster and
-# examples.
+# Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the tests in tests/cluster, examples and
+# bench.
 # `test.sh NAME…` runs some of the three: pg_test, regress, cluster.
 source "$(dirname "$0")/common.sh"
 find_pg_config
@@ -71,7 +71,8 @@ pg_regress() {
 }
 
 cluster() {
-    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples --no-fail-fast
+    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples -p pg_zdd_bench \
+        --no-fail-fast
 }
 
 wanted=("$@")

@@ -1,100 +1,163 @@
-//! What the backfill costs beside the least that any rewrite of all rows costs: one UPDATE with constants.
+//! How long it takes until every row is split, with nobody else at work, and what it leaves behind.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use pg_zdd_cluster::Result;
+use serde::{Deserialize, Serialize};
 
-use pg_zdd_cluster::postgres::{Client, NoTls};
-use pg_zdd_cluster::{Result, describe};
-use serde_json::{Value, json};
+use crate::Bench;
+use crate::contender::{Contender, Version};
+use crate::report::{NotRun, Part};
+use crate::stats::{Series, seconds, thousands};
+use crate::subject::{Subject, WAL_BYTES};
+use crate::table::Table;
 
-use crate::stats::{Times, print_line, timed};
-use crate::{Bench, SOURCE};
+/// Whoever takes longer than this many seconds for one of the larger tables has one round of it.
+const LONG: f64 = 60.0;
 
-pub fn run(bench: &mut Bench) -> Result<Value> {
-    let rows = bench.rows;
-    println!("backfill of {rows} rows, {} rounds", bench.rounds);
-    let (mut update, mut backfill) = (Times::default(), Times::default());
-    let (mut update_size, mut backfill_size) = (0, 0);
-    let mut before = 0;
-    let mut told = String::new();
-    let (mut caller, notices) = listening(bench)?;
+#[derive(Serialize, Deserialize)]
+pub struct Backfill {
+    pub sizes: Vec<Size>,
+    pub not_run: Vec<NotRun>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Size {
+    pub rows: i64,
+    pub contenders: Vec<Figures>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Figures {
+    pub name: String,
+    /// From the beginning of the change until every row is split.
+    pub seconds: Series,
+    pub wal_bytes_per_row: Series,
+    /// Afterwards, to what VACUUM FULL makes of it.
+    pub heap: Series,
+    pub indexes: Series,
+    pub failed: Option<String>,
+}
+
+pub fn measure(bench: &Bench) -> Result<Backfill> {
+    let (contenders, not_run) = bench.contenders(|_| true);
+    let mut rows = vec![bench.rows / 10, bench.rows];
+    if bench.full {
+        rows.push(bench.rows * 10);
+    }
+    let sizes: Result<Vec<Size>> = rows.into_iter().map(|rows| size(bench, &contenders, rows)).collect();
+    Ok(Backfill { sizes: sizes?, not_run })
+}
+
+fn size(bench: &Bench, contenders: &[&dyn Contender], rows: i64) -> Result<Size> {
+    let mut all: Vec<Figures> = contenders.iter().map(|contender| Figures::new(contender.name())).collect();
     for round in 0..bench.rounds {
-        for turn in 0..2 {
-            if (round + turn) % 2 == 0 {
-                fresh_table(bench, ", streetname varchar, housenumber varchar")?;
-                let sql = "UPDATE address SET streetname = 'x', housenumber = 'y'";
-                update.add(timed(|| bench.run(sql))?);
-                update_size = heap_size(bench)?;
-            } else {
-                fresh_table(bench, "")?;
-                before = heap_size(bench)?;
-                bench.split("address")?;
-                bench.run("CHECKPOINT")?;
-                backfill.add(timed(|| {
-                    let call = "CALL zdd.backfill('address.street')";
-                    caller.batch_execute(call).map_err(|e| describe(&e).into())
-                })?);
-                backfill_size = heap_size(bench)?;
-                let messages = std::mem::take(&mut *notices.lock().unwrap_or_else(PoisonError::into_inner));
-                told = messages.last().cloned().unwrap_or_default();
-                must_be_expanded(bench)?;
+        for turn in 0..contenders.len() {
+            let which = (round + turn) % contenders.len();
+            let figures = &mut all[which];
+            let long = rows >= bench.rows && figures.seconds.max().is_some_and(|seconds| seconds > LONG);
+            if figures.failed.is_some() || long {
+                continue;
             }
+            bench.say(&format!("{} rows, round {}: {}", thousands(rows as f64), round + 1, figures.name));
+            figures.failed = one_run(bench, contenders[which], rows, figures).err().map(|e| e.to_string());
         }
     }
-
-    let floor = update.median();
-    print_line("UPDATE of all rows with constants", &update, floor);
-    print_line("CALL zdd.backfill", &backfill, floor);
-    println!("  backfill's own summary: {told}");
-    let mb = |bytes: i64| bytes / 1024 / 1024;
-    println!(
-        "  heap: {} MB before, {} MB after the UPDATE, {} MB after the backfill",
-        mb(before),
-        mb(update_size),
-        mb(backfill_size)
-    );
-    println!("  backfill / UPDATE {:.2} (target: at most 1.3)", backfill.median() / floor);
-    Ok(json!({
-        "rows": rows,
-        "update": update.json(),
-        "backfill": backfill.json(),
-        "backfill_to_update": backfill.median() / floor,
-        "summary": told,
-        "heap_bytes": { "before": before, "after_update": update_size, "after_backfill": backfill_size },
-    }))
+    Ok(Size { rows, contenders: all })
 }
 
-fn fresh_table(bench: &mut Bench, columns: &str) -> Result<()> {
-    let rows = bench.rows;
-    bench.run("DROP TABLE IF EXISTS address")?;
-    bench.run(&format!(
-        "CREATE TABLE address (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, street varchar,
-            city varchar, updated_at timestamptz DEFAULT now(), note text {columns});
-         INSERT INTO address (street, city, note) SELECT {SOURCE}, 'Berlin', repeat('x', 20) FROM generate_series(1, {rows}) g"
-    ))?;
-    bench.run("VACUUM ANALYZE address")?;
-    bench.run("CHECKPOINT")
+fn one_run(bench: &Bench, contender: &dyn Contender, rows: i64, figures: &mut Figures) -> Result<()> {
+    let db = Subject::with_rows(&bench.cluster, rows)?;
+    contender.adopt(&db)?;
+    db.run("CHECKPOINT")?;
+    let before: i64 = db.value(WAL_BYTES)?;
+    let took = seconds(|| {
+        contender.start(&db)?;
+        contender.backfill(&db)
+    })?;
+    let written = db.value::<i64>(WAL_BYTES)? - before;
+    must_be_split(&db, contender, rows)?;
+    figures.seconds.add(took);
+    figures.wal_bytes_per_row.add(written as f64 / rows as f64);
+    if figures.heap.count() == 0 {
+        let sizes = |db: &Subject| -> Result<[i64; 2]> {
+            let heap = db.value("SELECT pg_relation_size('public.address')")?;
+            Ok([heap, db.value("SELECT pg_indexes_size('public.address')")?])
+        };
+        let [heap, indexes] = sizes(&db)?;
+        db.run("VACUUM (FULL) public.address")?;
+        let [small_heap, small_indexes] = sizes(&db)?;
+        figures.heap.add(heap as f64 / small_heap as f64);
+        figures.indexes.add(indexes as f64 / small_indexes as f64);
+    }
+    Ok(())
 }
 
-fn heap_size(bench: &mut Bench) -> Result<i64> {
-    Ok(bench.client.query_one("SELECT pg_relation_size('address')", &[])?.get(0))
+fn must_be_split(db: &Subject, contender: &dyn Contender, rows: i64) -> Result<()> {
+    let mut client = db.application(contender, Version::New)?;
+    let right = "SELECT count(*) FROM address WHERE streetname = 'Rosenthaler-Allee' AND housenumber ~ '^\\d{4}$'";
+    let right: i64 = client.query_one(right, &[])?.get(0);
+    if right == rows { Ok(()) } else { Err(format!("{right} of {rows} rows are split").into()) }
 }
 
-fn must_be_expanded(bench: &mut Bench) -> Result<()> {
-    let sql = "SELECT phase::text FROM zdd.changes WHERE change = 'address.street' AND phase::text <> 'rolled_back'";
-    let phase: String = bench.client.query_one(sql, &[])?.get(0);
-    match phase.as_str() {
-        "expanded" => Ok(()),
-        _ => Err(format!("after the backfill the change is {phase}").into()),
+impl Figures {
+    fn new(name: &str) -> Figures {
+        Figures {
+            name: name.to_owned(),
+            seconds: Series::default(),
+            wal_bytes_per_row: Series::default(),
+            heap: Series::default(),
+            indexes: Series::default(),
+            failed: None,
+        }
     }
 }
 
-/// A connection that keeps the messages it gets.
-fn listening(bench: &Bench) -> Result<(Client, Arc<Mutex<Vec<String>>>)> {
-    let notices = Arc::new(Mutex::new(Vec::new()));
-    let heard = notices.clone();
-    let mut config = bench.cluster.config("bench", "postgres", "bench");
-    config.notice_callback(move |notice| {
-        heard.lock().unwrap_or_else(PoisonError::into_inner).push(notice.message().to_owned());
-    });
-    Ok((config.connect(NoTls)?, notices))
+impl Size {
+    pub fn rows_per_second(&self, figures: &Figures) -> Option<f64> {
+        figures.seconds.median().map(|seconds| self.rows as f64 / seconds)
+    }
+
+    fn floor(&self) -> Option<&Figures> {
+        self.contenders.iter().find(|figures| figures.name == "floor")
+    }
+}
+
+impl Part for Backfill {
+    const NAME: &'static str = "backfill";
+
+    fn tables(&self) -> Vec<Table> {
+        let table = |size: &Size| {
+            let header = ["", "seconds", "runs", "× floor", "rows/s", "WAL bytes per row", "heap", "indexes"];
+            let title = format!(
+                "Backfill of {} rows (heap and indexes: afterwards, to VACUUM FULL's)",
+                thousands(size.rows as f64)
+            );
+            let mut table = Table::new(title, &header);
+            let floor = size.floor().and_then(|floor| floor.seconds.median());
+            let floor_wal = size.floor().and_then(|floor| floor.wal_bytes_per_row.median());
+            for figures in &size.contenders {
+                if let Some(reason) = &figures.failed {
+                    table.failed(&figures.name, reason);
+                    continue;
+                }
+                let ratio = |value: Option<f64>, floor: Option<f64>| match (value, floor) {
+                    (Some(value), Some(floor)) => format!("{:.2}", value / floor),
+                    _ => "".into(),
+                };
+                let wal = figures.wal_bytes_per_row.median();
+                table.row(vec![
+                    figures.name.clone(),
+                    figures.seconds.spread(2),
+                    figures.seconds.count().to_string(),
+                    ratio(figures.seconds.median(), floor),
+                    size.rows_per_second(figures).map(thousands).unwrap_or_default(),
+                    format!("{} ({} ×)", wal.map(thousands).unwrap_or_default(), ratio(wal, floor_wal)),
+                    figures.heap.spread(2),
+                    figures.indexes.spread(2),
+                ]);
+            }
+            self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));
+            table
+        };
+        self.sizes.iter().map(table).collect()
+    }
 }

@@ -1,165 +1,100 @@
-//! How long an application's statement waits because of pg_zdd: while nobody holds the table for long, and while a
-//! transaction holds it for seconds and each step has to try again and again.
+//! How long an application's statement waits while a report or a forgotten transaction holds the table for seconds,
+//! and the change wants its lock.
 
 use std::time::{Duration, Instant};
 
-use pg_zdd_cluster::fastrand::Rng;
-use pg_zdd_cluster::load::{Record, Runner};
-use pg_zdd_cluster::{Cluster, Error, Result, describe};
-use serde_json::{Map, Value, json};
+use pg_zdd_cluster::Result;
+use serde::{Deserialize, Serialize};
 
-use crate::stats::Times;
-use crate::{Bench, SOURCE, split};
+use crate::Bench;
+use crate::clients::{Clients, Load, Summary};
+use crate::contender::{Contender, Version};
+use crate::report::{NotRun, Part};
+use crate::stats::thousands;
+use crate::subject::Subject;
+use crate::table::Table;
 
-const CLIENTS: usize = 8;
-const PACE: Duration = Duration::from_millis(5);
-const HELD: Duration = Duration::from_secs(3);
+const LOAD: Load = Load { clients: 8, rate: Some(100.0) };
+pub const HELD: Duration = Duration::from_secs(3);
 
-/// The step, the statement, and whether the clients use the old shape meanwhile.
-const STEPS: [(&str, &str, bool); 6] = [
-    ("split_column", "", true),
-    ("backfill", "CALL zdd.backfill('address.street')", true),
-    ("fence", "SELECT zdd.fence('address.street')", false),
-    ("unfence", "SELECT zdd.unfence('address.street')", false),
-    ("fence again", "SELECT zdd.fence('address.street')", false),
-    ("contract", "CALL zdd.contract('address.street', force => true)", false),
-];
-
-/// What one step did, over the rounds.
-#[derive(Default)]
-struct Figures {
-    /// How long the step took.
-    call: Times,
-    /// The longest statement of the clients while it ran.
-    longest: Times,
+#[derive(Serialize, Deserialize)]
+pub struct Locks {
+    pub rows: i64,
+    pub contenders: Vec<Blocked>,
+    pub not_run: Vec<NotRun>,
 }
 
-pub fn run(bench: &mut Bench) -> Result<Value> {
-    let rows = bench.rows / 5;
-    println!("longest statement of {CLIENTS} clients on {rows} rows, {} rounds", bench.rounds);
-    let mut json = Map::new();
-    let idle = baseline(bench, rows)?;
-    println!("  {:<52}{:>6.1} ms", "nothing else going on, 3 s", millis(idle));
-    json.insert("baseline_seconds".into(), json!(idle.as_secs_f64()));
-    for (held, title) in [(None, "no long transaction"), (Some(HELD), "a transaction holds ACCESS SHARE for 3 s")] {
-        println!("  {title}:");
-        let mut figures: [Figures; STEPS.len()] = Default::default();
-        for _ in 0..bench.rounds {
-            lifecycle(bench, rows, held, &mut figures)?;
-        }
-        for ((step, ..), figures) in STEPS.iter().zip(&figures) {
-            println!(
-                "    {step:<14} took {:>8.1} ms (median), longest statement {:>6.1} ms (median {:.1})",
-                figures.call.median() * 1000.0,
-                figures.longest.max() * 1000.0,
-                figures.longest.median() * 1000.0
-            );
-            json.insert(
-                format!("{step}{}", if held.is_some() { ", table held" } else { "" }),
-                json!({ "call": figures.call.json(), "longest_statement": figures.longest.json() }),
-            );
-        }
+#[derive(Serialize, Deserialize)]
+pub struct Blocked {
+    pub name: String,
+    /// The start and the complete of one lifecycle.
+    pub steps: Vec<(String, Summary)>,
+    pub failed: Option<String>,
+}
+
+pub fn measure(bench: &Bench) -> Result<Locks> {
+    let rows = bench.rows / 100;
+    let (contenders, not_run) = bench.contenders(|contender| !contender.is_floor() && !contender.is_variant());
+    let mut all = Vec::new();
+    for contender in contenders {
+        bench.say(contender.name());
+        let mut blocked = Blocked { name: contender.name().to_owned(), steps: Vec::new(), failed: None };
+        blocked.failed = lifecycle(bench, contender, rows, &mut blocked.steps).err().map(|e| e.to_string());
+        all.push(blocked);
     }
-    println!("  targets: without a long transaction under 50 ms; with one at most zdd.lock_timeout (200 ms)");
-    Ok(json.into())
+    Ok(Locks { rows, contenders: all, not_run })
 }
 
-/// What the machine itself adds: the longest statement while nothing happens.
-fn baseline(bench: &mut Bench, rows: i64) -> Result<Duration> {
-    fresh_table(bench, rows)?;
-    let (runners, record) = start_clients(&bench.cluster, rows, true)?;
-    let from = Instant::now();
-    std::thread::sleep(Duration::from_secs(3));
-    stop_clients(runners, &record)?;
-    Ok(record.between(from, Instant::now()).longest)
-}
-
-fn lifecycle(bench: &mut Bench, rows: i64, held: Option<Duration>, figures: &mut [Figures; STEPS.len()]) -> Result<()> {
-    fresh_table(bench, rows)?;
-    let split = split("address");
-    for ((step, sql, old_shape), figures) in STEPS.iter().zip(figures) {
-        let sql = if *step == "split_column" { split.as_str() } else { sql };
-        let (runners, record) = start_clients(&bench.cluster, rows, *old_shape)?;
-        // Every client has its plans before the step begins.
+fn lifecycle(bench: &Bench, contender: &dyn Contender, rows: i64, steps: &mut Vec<(String, Summary)>) -> Result<()> {
+    let db = Subject::with_rows(&bench.cluster, rows)?;
+    contender.adopt(&db)?;
+    let mut held = |name: &str, version: Version, act: &dyn Fn() -> Result<()>| -> Result<()> {
+        let epoch = Instant::now();
+        let clients = Clients::start(&db, contender, version, LOAD, epoch)?;
         std::thread::sleep(Duration::from_millis(300));
-        let holder = held.map(|held| hold(&bench.cluster, held)).transpose()?;
-        let from = Instant::now();
-        bench.run(sql)?;
-        let to = Instant::now();
-        if let Some(holder) = holder {
-            holder.join().map_err(|_| "the holder panicked")??;
-        }
-        stop_clients(runners, &record)?;
-        figures.call.add(to - from);
-        figures.longest.add(record.between(from, to).longest);
-    }
-    Ok(())
-}
-
-/// Holds the table until the time is over, as a report or a forgotten transaction would.
-fn hold(cluster: &Cluster, held: Duration) -> Result<std::thread::JoinHandle<Result<()>>> {
-    let mut client = cluster.connect("bench", "postgres", "holder")?;
-    client.batch_execute("BEGIN; LOCK TABLE address IN ACCESS SHARE MODE")?;
-    Ok(std::thread::spawn(move || {
-        std::thread::sleep(held);
-        Ok(client.batch_execute("COMMIT")?)
-    }))
-}
-
-fn start_clients(cluster: &Cluster, rows: i64, old_shape: bool) -> Result<(Vec<Runner>, Record)> {
-    let record = Record::default();
-    let (read, write, insert) = if old_shape {
-        (
-            "SELECT street FROM address WHERE id = $1",
-            "UPDATE address SET street = 'Elm Street ' || $1::bigint WHERE id = $1",
-            "INSERT INTO address (street) VALUES ('Main Street 1')",
-        )
-    } else {
-        (
-            "SELECT streetname, housenumber FROM address WHERE id = $1",
-            "UPDATE address SET housenumber = $1::bigint::text WHERE id = $1",
-            "INSERT INTO address (streetname, housenumber) VALUES ('Main Street', '1')",
-        )
+        let mut holder = db.connect("holder")?;
+        holder.batch_execute("BEGIN; LOCK TABLE public.address IN ACCESS SHARE MODE")?;
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(HELD);
+            holder.batch_execute("COMMIT")
+        });
+        let from = epoch.elapsed().as_secs_f64();
+        let result = act();
+        let to = epoch.elapsed().as_secs_f64();
+        holder.join().map_err(|_| "the holder panicked")??;
+        steps.push((name.to_owned(), clients.stop()?.summary(from, to)));
+        result
     };
-    let mut runners = Vec::new();
-    for _ in 0..CLIENTS {
-        let mut client = cluster.connect("bench", "postgres", "client")?;
-        let error = |e: pg_zdd_cluster::postgres::Error| -> Error { describe(&e).into() };
-        let read = client.prepare(read).map_err(error)?;
-        let write = client.prepare(write).map_err(error)?;
-        let insert = client.prepare(insert).map_err(error)?;
-        let record = record.clone();
-        let mut rng = Rng::new();
-        runners.push(Runner::start(PACE, move || {
-            let id = rng.i64(1..=rows);
-            match rng.u8(..10) {
-                0..5 => record.time("read", || client.query(&read, &[&id]).map(drop)),
-                5..9 => record.time("write", || client.execute(&write, &[&id]).map(drop)),
-                _ => record.time("insert", || client.execute(&insert, &[]).map(drop)),
-            };
-        }));
+    held("start", Version::Old, &|| contender.start(&db))?;
+    contender.backfill(&db)?;
+    held("complete", Version::New, &|| contender.complete(&db))
+}
+
+impl Part for Locks {
+    const NAME: &'static str = "locks";
+
+    fn tables(&self) -> Vec<Table> {
+        let title = format!(
+            "A transaction holds the table (ACCESS SHARE) for {} s; 8 clients, 800 statements/s, {} rows",
+            HELD.as_secs(),
+            thousands(self.rows as f64)
+        );
+        let mut table = Table::new(title, &["", "step", "took s", "longest ms", "failed"]);
+        for blocked in &self.contenders {
+            for (number, (step, felt)) in blocked.steps.iter().enumerate() {
+                table.row(vec![
+                    if number == 0 { blocked.name.clone() } else { String::new() },
+                    step.clone(),
+                    format!("{:.2}", felt.seconds),
+                    format!("{:.0}", felt.longest),
+                    felt.failed.to_string(),
+                ]);
+            }
+            if let Some(reason) = &blocked.failed {
+                table.failed(&blocked.name, reason);
+            }
+        }
+        self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));
+        vec![table]
     }
-    Ok((runners, record))
-}
-
-fn stop_clients(runners: Vec<Runner>, record: &Record) -> Result<()> {
-    runners.into_iter().for_each(Runner::stop);
-    match record.failures().first() {
-        None => Ok(()),
-        Some(failure) => Err(format!("a client's statement failed: {}", failure.text).into()),
-    }
-}
-
-fn fresh_table(bench: &mut Bench, rows: i64) -> Result<()> {
-    bench.run("DROP TABLE IF EXISTS address")?;
-    bench.run(&format!(
-        "CREATE TABLE address (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, street varchar NOT NULL);
-         INSERT INTO address (street) SELECT {SOURCE} FROM generate_series(1, {rows}) g"
-    ))?;
-    bench.run("VACUUM ANALYZE address")?;
-    bench.run("CHECKPOINT")
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }

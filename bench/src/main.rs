@@ -1,20 +1,32 @@
-//! pg_zdd side by side with the alternatives, on one scratch server, in interleaved rounds: whatever else the machine
-//! does hits all of them. Read the ratios, not the seconds.
+//! pg_zdd side by side with what people use today, on one scratch server, in interleaved rounds: whatever else the
+//! machine does hits all of them. Read the ratios, not the seconds.
 //!
-//! `pg_zdd_bench [insert] [backfill] [locks]` or `usage` (`make bench PARTS=…`); ROWS (default 1,000,000) and ROUNDS (default 3)
-//! from the environment.
+//! `pg_zdd_bench [writes] [backfill] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all of
+//! these; `usage` alone measures what recording usage costs.
+//! From the environment: ROWS (default 1,000,000), ROUNDS (default 3), FULL=1 for a table ten times as large, and
+//! ONLY="pgroll floor" for some of the contenders.
 
 mod backfill;
-mod insert;
+mod cases;
+mod chart;
+mod clients;
+mod contender;
+mod lifecycle;
 mod locks;
+mod report;
 mod stats;
+mod subject;
+mod svg;
+mod table;
 mod usage;
+mod writes;
 
-use std::path::Path;
+use std::time::Instant;
 
-use pg_zdd_cluster::postgres::Client;
-use pg_zdd_cluster::{Cluster, Result, describe};
-use serde_json::{Value, json};
+use pg_zdd_cluster::{Cluster, Result};
+
+use contender::Contender;
+use report::{Machine, NotRun, Part};
 
 /// As a server would be set up for such work, except that nothing runs on its own while we measure.
 const CONF: &[(&str, &str)] = &[
@@ -24,38 +36,62 @@ const CONF: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("autovacuum", "off"),
     // Nothing here takes that long, unless it hangs.
-    ("statement_timeout", "10min"),
+    ("statement_timeout", "1h"),
 ];
 
-/// The split that all parts measure: a source of some 22 characters.
-const SOURCE: &str = "'Rosenthaler Allee ' || (100 + g % 9900)";
-const SPLIT: &str = r"columns => 'streetname varchar, housenumber varchar',
-    regex => '^(?<streetname>.+?)(?:\s+(?<housenumber>\d\S*))?$', join => '{streetname}[ {housenumber}]'";
-
-type Part = fn(&mut Bench) -> Result<Value>;
+const PARTS: [&str; 6] = ["writes", "backfill", "lifecycle", "locks", "cases", "report"];
 
 pub struct Bench {
     pub cluster: Cluster,
-    pub client: Client,
     pub rows: i64,
     pub rounds: usize,
+    /// With a table ten times as large.
+    pub full: bool,
+    /// Each with the reason why it cannot run here, if it cannot.
+    contenders: Vec<(Box<dyn Contender>, Option<String>)>,
+    started: Instant,
 }
 
 impl Bench {
-    pub fn run(&mut self, sql: &str) -> Result<()> {
-        self.client.batch_execute(sql).map_err(|e| format!("{}\n{sql}", describe(&e)).into())
+    /// Of the contenders that a part is about: who can run here, and who cannot.
+    pub fn contenders(&self, wanted: fn(&dyn Contender) -> bool) -> (Vec<&dyn Contender>, Vec<NotRun>) {
+        let (mut can, mut cannot) = (Vec::new(), Vec::new());
+        for (contender, missing) in self.contenders.iter().filter(|(contender, _)| wanted(&**contender)) {
+            match missing {
+                None => can.push(&**contender),
+                Some(reason) => cannot.push(NotRun { name: contender.name().to_owned(), reason: reason.clone() }),
+            }
+        }
+        (can, cannot)
     }
 
-    pub fn split(&mut self, table: &str) -> Result<()> {
-        self.run(&split(table))
+    /// What is going on, for whoever waits.
+    pub fn say(&self, what: &str) {
+        println!("{:7.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
-}
 
-pub fn split(table: &str) -> String {
-    format!("SELECT zdd.split_column('{table}', 'street', {SPLIT})")
+    fn part<P: Part>(&self, wanted: &[String], measure: fn(&Bench) -> Result<P>) -> Result<()> {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == P::NAME) {
+            return Ok(());
+        }
+        self.say(P::NAME);
+        let machine = Machine::new(&self.cluster, self.rows, self.rounds)?;
+        report::keep(machine, measure(self)?)
+    }
 }
 
 fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !PARTS.contains(&name.as_str())) {
+        return Err(format!("there is no part {unknown}, but {}", PARTS.join(", ")).into());
+    }
+    if wanted != ["report"] {
+        measure(&wanted)?;
+    }
+    report::publish()
+}
+
+fn measure(wanted: &[String]) -> Result<()> {
     let number = |name: &str, default: i64| match std::env::var(name) {
         Ok(value) => value.parse().map_err(|e| format!("{name}: {e}")),
         Err(_) => Ok(default),
@@ -65,29 +101,25 @@ fn main() -> Result<()> {
         return usage::run();
     }
     let (rows, rounds) = (number("ROWS", 1_000_000)?, number("ROUNDS", 3)?);
+    let full = number("FULL", 0)? > 0;
     let cluster = Cluster::start(CONF)?;
-    let client = cluster.create_database("bench")?;
-    let mut bench = Bench { cluster, client, rows, rounds: usize::try_from(rounds)?.max(1) };
-
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, Part); 3] = [("insert", insert::run), ("backfill", backfill::run), ("locks", locks::run)];
-    for (name, part) in parts {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
-            let figures = part(&mut bench)?;
-            save(&mut bench, name, figures)?;
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let mut contenders = Vec::new();
+    for contender in contender::all() {
+        if !only.is_empty() && !only.split_whitespace().any(|word| contender.name().contains(word)) {
+            continue;
         }
+        let missing = contender.missing(&cluster)?;
+        if let Some(reason) = &missing {
+            println!("not run: {}: {reason}", contender.name());
+        }
+        contenders.push((contender, missing));
     }
-    Ok(())
-}
-
-fn save(bench: &mut Bench, name: &str, figures: Value) -> Result<()> {
-    let server: String = bench.client.query_one("SELECT version()", &[])?.get(0);
-    let cores = std::thread::available_parallelism()?.get();
-    let result = json!({ "server": server, "cores": cores, "rounds": bench.rounds, "figures": figures });
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
-    std::fs::create_dir_all(&dir)?;
-    let file = dir.join(name).with_extension("json");
-    std::fs::write(&file, format!("{result:#}\n"))?;
-    println!("written to {}\n", file.display());
-    Ok(())
+    let rounds = usize::try_from(rounds)?.max(1);
+    let bench = Bench { cluster, rows, rounds, full, contenders, started: Instant::now() };
+    bench.part(wanted, writes::measure)?;
+    bench.part(wanted, backfill::measure)?;
+    bench.part(wanted, lifecycle::measure)?;
+    bench.part(wanted, locks::measure)?;
+    bench.part(wanted, cases::measure)
 }

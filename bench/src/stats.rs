@@ -1,55 +1,93 @@
-//! Times of several rounds, boiled down.
+//! The same figure from several rounds.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pg_zdd_cluster::Result;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-/// The times of one contender, in seconds.
-#[derive(Default)]
-pub struct Times(Vec<f64>);
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Series(Vec<f64>);
 
-impl Times {
-    pub fn add(&mut self, took: Duration) {
-        self.0.push(took.as_secs_f64());
+impl Series {
+    pub fn add(&mut self, value: f64) {
+        self.0.push(value);
     }
 
-    pub fn median(&self) -> f64 {
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// None when there is no value.
+    pub fn median(&self) -> Option<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
         match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+            0 => None,
+            n if n % 2 == 1 => Some(sorted[middle]),
+            _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
         }
     }
 
-    pub fn max(&self) -> f64 {
-        self.0.iter().copied().fold(0.0, f64::max)
+    pub fn min(&self) -> Option<f64> {
+        self.0.iter().copied().min_by(f64::total_cmp)
     }
 
-    pub fn min(&self) -> f64 {
-        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    pub fn max(&self) -> Option<f64> {
+        self.0.iter().copied().max_by(f64::total_cmp)
     }
 
-    pub fn json(&self) -> Value {
-        json!({ "seconds": self.0, "median": self.median(), "min": self.min(), "max": self.max() })
+    /// Median, and how far the values are apart: `1.23 (1.20 to 1.31)`.
+    pub fn spread(&self, decimals: usize) -> String {
+        match (self.median(), self.min(), self.max()) {
+            (Some(median), Some(min), Some(max)) if self.count() > 1 => {
+                format!("{median:.decimals$} ({min:.decimals$} to {max:.decimals$})")
+            }
+            (Some(median), ..) => format!("{median:.decimals$}"),
+            _ => "".into(),
+        }
     }
 }
 
-pub fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
+/// How many seconds something took.
+pub fn seconds(act: impl FnOnce() -> Result<()>) -> Result<f64> {
     let started = Instant::now();
     act()?;
-    Ok(started.elapsed())
+    Ok(started.elapsed().as_secs_f64())
 }
 
-/// One line of a table of contenders: median, spread, and how it compares with the first of them.
-pub fn print_line(name: &str, times: &Times, floor: f64) {
-    println!(
-        "  {name:<44}{:>8.3} s  ({:.3} to {:.3})  {:>6.2} x",
-        times.median(),
-        times.min(),
-        times.max(),
-        times.median() / floor
-    );
+/// `1,234,567`
+pub fn thousands(number: f64) -> String {
+    let digits = format!("{:.0}", number.abs());
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if number <= -0.5 { format!("-{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_and_spread() {
+        let mut series = Series::default();
+        assert_eq!((series.median(), series.spread(1)), (None, String::new()));
+        series.add(3.0);
+        assert_eq!(series.spread(1), "3.0");
+        series.add(1.0);
+        assert_eq!(series.median(), Some(2.0));
+        series.add(10.0);
+        assert_eq!(series.spread(1), "3.0 (1.0 to 10.0)");
+    }
+
+    #[test]
+    fn groups_of_three_digits() {
+        let texts = [0.0, 999.4, 1000.0, -1234567.0].map(thousands);
+        assert_eq!(texts, ["0", "999", "1,000", "-1,234,567"]);
+    }
 }
