@@ -31,7 +31,7 @@ use crate::phase::Phase;
 use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
 use crate::usage::report;
 use crate::usage::store::{Entry, Side};
-use crate::worker::{launch_at_commit, launch_missing};
+use crate::worker::{interrupt, launch_at_commit, launch_missing};
 use crate::{contract, verify};
 
 /// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
@@ -363,6 +363,7 @@ fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
     match &change.job {
         Some(Job { kind: JobKind::Backfill, stopped: None, .. }) => {
             catalog::stop_job(change.id, "paused")?;
+            interrupt(&change)?;
             catalog::record(change.id, &change.name, "paused", json!({}))?;
             Ok(change.name)
         }

@@ -573,16 +573,33 @@ pub fn take_slot(id: i64, workers: Option<u32>) -> Option<Slot> {
         .next()
 }
 
+/// Ends the background workers of a change that hold its tables as VACUUM and CREATE INDEX do. Returns how many.
+pub fn end_maintenance(change: &Change) -> Result<u32, Error> {
+    let ended = read(
+        "select pg_terminate_backend(w.pid) from pg_locks as w
+         where w.locktype = 'advisory' and w.classid = $1 and w.objsubid = 2 and w.objid = any ($2)
+             and w.database = (select d.oid from pg_database as d where d.datname = current_database())
+             and exists (
+                 select from pg_locks as t
+                 where t.pid = w.pid and t.locktype = 'relation' and t.mode = 'ShareUpdateExclusiveLock' and t.granted
+                     and t.database = w.database and t.relation = any ($3))",
+        &[pg_sys::Oid::from(WORKERS).into(), worker_keys(change.id).into(), tree(change.relation).into()],
+        |row| get::<bool>(row, 1),
+    )?;
+    Ok(ended.into_iter().filter(|ended| *ended).count() as u32)
+}
+
+fn worker_keys(id: i64) -> Vec<pg_sys::Oid> {
+    (0..MAX_WORKERS).map(|number| pg_sys::Oid::from(slot_key(id, number))).collect()
+}
+
 /// How many background workers a change has, by the locks that they hold.
 pub fn live_workers(id: i64) -> Result<u32, Error> {
     let count = read(
         "select count(*) from pg_locks as k
          where k.locktype = 'advisory' and k.classid = $1 and k.objsubid = 2 and k.objid = any ($2)
              and k.database = (select d.oid from pg_database as d where d.datname = current_database())",
-        &[
-            pg_sys::Oid::from(WORKERS).into(),
-            (0..MAX_WORKERS).map(|number| pg_sys::Oid::from(slot_key(id, number))).collect::<Vec<_>>().into(),
-        ],
+        &[pg_sys::Oid::from(WORKERS).into(), worker_keys(id).into()],
         |row| get::<i64>(row, 1),
     )?;
     Ok(count.first().map_or(0, |count| *count as u32))

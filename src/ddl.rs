@@ -20,6 +20,7 @@ use crate::pg::trigger::NAME_PREFIX;
 use crate::phase::Phase;
 use crate::rule::Rule;
 use crate::usage;
+use crate::worker::interrupt;
 
 /// The name of the sync trigger of a change.
 pub fn trigger_name(change: &str) -> String {
@@ -42,8 +43,12 @@ pub fn trigger_name(change: &str) -> String {
 }
 
 /// Locks a table and its partitions or children against everything, without ever making others queue for longer than
-/// `zdd.lock_timeout`. Returns them, the table first.
-fn lock_against_all(relation: pg_sys::Oid, name: &str) -> Result<Vec<pg_sys::Oid>, Error> {
+/// `zdd.lock_timeout`. Returns them, the table first. `clear_the_way` is called when somebody holds it against us.
+fn lock_against_all(
+    relation: pg_sys::Oid,
+    name: &str,
+    clear_the_way: impl Fn() -> Result<(), Error>,
+) -> Result<Vec<pg_sys::Oid>, Error> {
     let (timeout, patience) = (guc::lock_timeout(), guc::lock_patience());
     let (lock_timeout, deadlock_timeout) = (guc::milliseconds(timeout), guc::milliseconds(timeout / 2));
     // PostgreSQL cancels an autovacuum that is in the way when it looks for deadlocks, which must come first.
@@ -60,6 +65,7 @@ fn lock_against_all(relation: pg_sys::Oid, name: &str) -> Result<Vec<pg_sys::Oid
             let blockers = blockers(relation)?;
             return Err(Error::LockTimeout { relation: name.to_owned(), attempts: attempt, patience, blockers });
         }
+        clear_the_way()?;
         lock::sleep(backoff(attempt).min(patience.saturating_sub(start.elapsed())));
     }
     Err(Error::Spi("out of attempts".into()))
@@ -231,7 +237,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     };
     check(&lock::tree(request.relation))?;
     let name = open(request.relation, LockMode::AccessShare)?.name();
-    let members = lock_against_all(request.relation, &name)?;
+    let members = lock_against_all(request.relation, &name, || Ok(()))?;
     check(&members)?;
     let (name, owner) = identity(request.relation)?;
     as_owner(owner, || {
@@ -359,9 +365,13 @@ struct Locked {
 }
 
 fn lock_table(change: &Change) -> Result<Locked, Error> {
+    lock_table_clearing(change, || Ok(()))
+}
+
+fn lock_table_clearing(change: &Change, clear_the_way: impl Fn() -> Result<(), Error>) -> Result<Locked, Error> {
     let gone = |_| Error::TableGone { change: change.name.clone() };
     let (name, _) = identity(change.relation).map_err(gone)?;
-    let members = lock_against_all(change.relation, &name)?;
+    let members = lock_against_all(change.relation, &name, clear_the_way)?;
     let (name, owner) = identity(change.relation).map_err(gone)?;
     Ok(Locked { name, owner, members })
 }
@@ -440,7 +450,8 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
     refuse_dependents(change, "roll back", &targets)?;
     // A backfill that is running stops here, before it can hold the table against us.
     catalog::forget_work(change.id)?;
-    let table = lock_table(change)?;
+    // What they were to build is not wanted any longer.
+    let table = lock_table_clearing(change, || interrupt(change))?;
     refuse_dependents(change, "roll back", &targets)?;
     as_owner(table.owner, || {
         drop_triggers(&change.name, &table.members)?;

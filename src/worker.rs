@@ -14,57 +14,96 @@ use crate::guc;
 use crate::pg::lock;
 use crate::pg::session::Session;
 use crate::pg::table::relation_named;
-use crate::pg::worker::{self, Order};
+use crate::pg::worker::{self, Ending, Order};
 
 const WORKER: &core::ffi::CStr = c"pg_zdd worker";
 const RESUMER: &core::ffi::CStr = c"pg_zdd resumer";
 const LAUNCHER: &core::ffi::CStr = c"pg_zdd launcher";
+/// How long the launcher waits for one database before it looks at the next.
+const RESUMER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Registers the launcher, when the server starts.
 pub fn register_launcher() {
     worker::register_launcher(LAUNCHER);
 }
 
+/// A worker to start at the end of the transaction.
+#[derive(Clone, Copy)]
+struct Wanted {
+    order: Order,
+    /// Or else if it aborts.
+    if_committed: bool,
+    /// The subtransaction that asked for it.
+    since: u32,
+}
+
 thread_local! {
-    /// The workers to start when the transaction commits. Those that found no free slot are tried again after the next.
-    static WANTED: RefCell<Vec<Order>> = const { RefCell::new(Vec::new()) };
+    /// Those that found no free slot are tried again after the next commit.
+    static WANTED: RefCell<Vec<Wanted>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Starts so many workers for a change when this transaction commits, and none if it does not. A worker that finds
 /// nothing to do ends.
 pub fn launch_at_commit(change: &Change, workers: u32) {
-    worker::at_end_of_transaction(launch_wanted, forget_wanted);
+    want(change, workers, true);
+}
+
+fn want(change: &Change, workers: u32, if_committed: bool) {
+    worker::at_end_of_transaction(launch_wanted);
     let order = Order { database: worker::current_database(), change: change.id };
-    WANTED.with_borrow_mut(|wanted| wanted.extend((0..workers).map(|_| order)));
+    let wanted = Wanted { order, if_committed, since: worker::current_subtransaction() };
+    WANTED.with_borrow_mut(|all| all.extend((0..workers).map(|_| wanted)));
 }
 
-fn launch_wanted() {
-    let wanted = WANTED.with_borrow_mut(std::mem::take);
-    let missing: Vec<Order> = wanted.into_iter().filter(|order| !worker::register(*order, WORKER, WORKER)).collect();
-    if !missing.is_empty() {
-        WANTED.with_borrow_mut(|wanted| *wanted = missing);
+fn launch_wanted(ending: Ending) {
+    let mut all = WANTED.with_borrow_mut(std::mem::take);
+    let start = |wanted: &Wanted| worker::register(wanted.order, WORKER, WORKER);
+    match ending {
+        Ending::Committed => all.retain(|wanted| wanted.if_committed && !start(wanted)),
+        Ending::Prepared => all.clear(),
+        Ending::Aborted | Ending::AbortedSince(_) => {
+            let first = if let Ending::AbortedSince(first) = ending { first } else { 0 };
+            all.iter().filter(|wanted| wanted.since >= first && !wanted.if_committed).for_each(|wanted| {
+                start(wanted);
+            });
+            all.retain(|wanted| wanted.since < first);
+        }
     }
+    WANTED.with_borrow_mut(|left| *left = all);
 }
 
-fn forget_wanted() {
-    WANTED.with_borrow_mut(Vec::clear);
+/// Ends the background workers that vacuum the tables of a change or build indexes, which can take long and holds the
+/// tables against DDL. They lose no more than that, and others take their place if this transaction does not commit.
+pub fn interrupt(change: &Change) -> Result<(), Error> {
+    let ended = catalog::end_maintenance(change)?;
+    want(change, ended, false);
+    Ok(())
 }
 
 /// Sees to it that a change has the workers that it is to have, but no more than there is work for. Where no slot is free
 /// it is tried again later.
-pub fn launch_missing(change: &Change, work: u64) -> Result<(), Error> {
+pub fn launch_missing(change: &Change, work: u64) -> Result<Launched, Error> {
     let wanted = match &change.job {
         Some(job) if job.stopped.is_none() => u64::from(job.workers),
-        _ => return Ok(()),
+        _ => return Ok(Launched::Enough),
     };
     let live = u64::from(catalog::live_workers(change.id)?);
     let order = Order { database: worker::current_database(), change: change.id };
-    for _ in live..wanted.min(work.max(1)) {
+    for number in live..wanted.min(work.max(1)) {
         if !worker::register(order, WORKER, WORKER) {
-            break;
+            return Ok(if number == 0 { Launched::None } else { Launched::Enough });
         }
     }
-    Ok(())
+    Ok(Launched::Enough)
+}
+
+/// Whether anybody works on a change now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launched {
+    /// As many as are wanted or there are slots for.
+    Enough,
+    /// Nobody: there is no free slot.
+    None,
 }
 
 /// Sees to it that a change has one worker, which does for a session what only workers can do.
@@ -93,16 +132,20 @@ fn is_installed() -> bool {
     relation_named("zdd", "job").is_some()
 }
 
-/// Starts workers for all that is unfinished in this database.
+/// Starts workers for all that is unfinished in this database. If it has the last free slot itself, it does the work.
 fn resume(session: &Session) -> Result<(), Error> {
-    session.transaction(|| {
+    let mut left = session.transaction(|| {
+        let mut left = Vec::new();
         if is_installed() {
             for change in catalog::unfinished()? {
-                launch_missing(&change, u64::MAX)?;
+                if launch_missing(&change, u64::MAX)? == Launched::None {
+                    left.push(change);
+                }
             }
         }
-        Ok(())
-    })
+        Ok(left)
+    })?;
+    if left.is_empty() { Ok(()) } else { work_for(session, left.swap_remove(0)) }
 }
 
 fn work_for(session: &Session, change: Change) -> Result<(), Error> {
@@ -156,7 +199,7 @@ pub fn launch(session: &Session) {
         worker::show_activity(None);
         if guc::auto_resume() {
             for database in worker::databases(session) {
-                worker::run(Order { database, change: 0 }, RESUMER, RESUMER);
+                worker::run(Order { database, change: 0 }, RESUMER, RESUMER, RESUMER_PATIENCE);
                 lock::check_for_interrupts();
             }
         }

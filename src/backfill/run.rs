@@ -29,6 +29,8 @@ use crate::worker::{launch_helper, launch_missing};
 enum Step {
     /// A batch of so many rows, which kept so many sessions waiting.
     Batch { rows: u64, blocked: usize },
+    /// Nothing: the rows of a block that was skipped are still locked.
+    Passed,
     /// Nothing: others have all lanes that are left.
     Busy,
     /// All lanes are done and nothing is skipped.
@@ -131,7 +133,7 @@ pub fn work(session: &Session, slot: Slot, change: Change) -> Result<(), Error> 
 
 /// Builds the indexes that a session's backfill waits for.
 pub fn build_indexes(session: &Session, slot: Slot, change: &Change) -> Result<(), Error> {
-    index::build(session, change, |what| session.transaction(|| catalog::set_doing(&slot, what, None)))
+    Run::new(session, Some(slot), change.clone()).build_indexes()
 }
 
 struct Run<'s> {
@@ -156,7 +158,8 @@ struct Run<'s> {
     windows: VecDeque<(pg_sys::Oid, i32, Window)>,
     /// Where the sweep of skipped blocks is.
     swept: Option<(pg_sys::Oid, u32)>,
-    /// What is being waited for, as it was said last.
+    /// What is being done, and what it waits for, as it was said last.
+    doing: String,
     waiting: Option<String>,
 }
 
@@ -182,6 +185,7 @@ impl<'s> Run<'s> {
             last_look: None,
             windows: VecDeque::new(),
             swept: None,
+            doing: String::new(),
             waiting: None,
         }
     }
@@ -208,7 +212,9 @@ impl<'s> Run<'s> {
                 Err(error) => return Err(error),
             }
             self.doing("verifies", None)?;
-            let counts = count(self.session, &self.change)?;
+            let Some(counts) = count_while(self.session, &self.change.clone(), || Ok(!self.follow()?))? else {
+                return Ok(End::Stopped);
+            };
             // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
             let again = counts.pending > 0 && (pass == 1 || self.rows > before);
             if !again {
@@ -265,6 +271,7 @@ impl<'s> Run<'s> {
                                 self.go_on()?;
                             }
                         }
+                        Step::Passed => {}
                         Step::Busy => self.nap("lanes that others work on")?,
                         Step::Locked => self.nap("row locks of other sessions")?,
                         Step::Done => return Ok(End::Finished),
@@ -322,15 +329,11 @@ impl<'s> Run<'s> {
                     self.begin_limit();
                 }
                 self.change = change;
-                Ok(self.is_stopped())
+                Ok(is_stopped(&self.change))
             }
             // The next step says why.
             Err(_) => Ok(true),
         }
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.change.job.as_ref().is_none_or(|job| job.stopped.is_some())
     }
 
     fn begin_limit(&mut self) {
@@ -357,11 +360,10 @@ impl<'s> Run<'s> {
         if reason != RATE_LIMIT {
             self.begin_limit();
         }
-        if self.waiting.as_deref() != Some(reason) {
-            self.waiting = Some(reason.to_owned());
-            self.doing("splits rows", Some(reason))?;
+        if self.waiting.as_deref() == Some(reason) {
+            return Ok(());
         }
-        Ok(())
+        self.doing(&self.doing.clone(), Some(reason))
     }
 
     /// Says that nothing is being waited for any longer. With a limit there is a wait after nearly every batch.
@@ -369,15 +371,13 @@ impl<'s> Run<'s> {
         match self.waiting.as_deref() {
             None => Ok(()),
             Some(RATE_LIMIT) if self.change.max_rows_per_second > 0 => Ok(()),
-            Some(_) => {
-                self.waiting = None;
-                self.doing("splits rows", None)
-            }
+            Some(_) => self.doing(&self.doing.clone(), None),
         }
     }
 
     /// Says what is being done, where people look for it.
-    fn doing(&self, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
+    fn doing(&mut self, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
+        (self.doing, self.waiting) = (what.to_owned(), waiting_for.map(str::to_owned));
         let Some(slot) = &self.slot else { return Ok(()) };
         self.session.transaction(|| catalog::set_doing(slot, what, waiting_for))?;
         if self.session.is_worker() {
@@ -399,7 +399,7 @@ impl<'s> Run<'s> {
     fn step(&mut self) -> Result<Step, Error> {
         // Read anew each time: alter_change, pause, fence or rollback may have come in between.
         self.change = catalog::find(&self.change.name)?;
-        if self.is_stopped() {
+        if is_stopped(&self.change) {
             return Ok(Step::Stopped);
         }
         let next = self.windows.front().filter(|_| self.windows.len() == LANES_IN_TURN);
@@ -474,6 +474,8 @@ impl<'s> Run<'s> {
         let outcome = batch::run(&self.change, &table, &Visit::only(block..block + 1), self.task)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
+        } else if outcome.work.written == 0 {
+            return Ok(Step::Passed);
         }
         catalog::count_rows(id, relation, outcome.work.written)?;
         Ok(Step::Batch { rows: outcome.work.written, blocked: 0 })
@@ -544,17 +546,21 @@ impl<'s> Run<'s> {
         }
         let phase = self.session.transaction(|| {
             let change = catalog::lock(&name)?;
+            if is_stopped(&change) {
+                return Ok(None);
+            }
             let rows = catalog::remaining(change.id)?.rows;
             catalog::end_job(change.id)?;
             if change.phase != Phase::Expanding {
-                return Ok(change.phase);
+                return Ok(Some(change.phase));
             }
             let detail = json!({
                 "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
             });
             catalog::set_phase(&change, Phase::Expanded, detail)?;
-            Ok(Phase::Expanded)
+            Ok(Some(Phase::Expanded))
         })?;
+        let Some(phase) = phase else { return Ok(End::Stopped) };
         let seconds = self.start.elapsed().as_secs_f64();
         self.tell(&format!(
             "{name}: {}; {} split in {} ({} rows/s), {} verified, {} unmatched, {} lossy",
@@ -569,6 +575,17 @@ impl<'s> Run<'s> {
         Ok(End::Finished)
     }
 
+    fn build_indexes(&mut self) -> Result<(), Error> {
+        let (session, change) = (self.session, self.change.clone());
+        for failures in 1.. {
+            match index::build(session, &change, |what| self.doing(what, None)) {
+                Ok(()) => break,
+                Err(error) => self.back_off(error, failures)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Vacuums and builds indexes, which only a worker can: a session that has indexes to build waits for one. Returns
     /// whether the change is still there.
     fn tidy(&mut self) -> Result<bool, Error> {
@@ -577,11 +594,12 @@ impl<'s> Run<'s> {
                 self.doing("vacuums", None)?;
                 index::vacuum(self.session, relation)?;
             }
-            return index::build(self.session, &self.change, |what| self.doing(what, None)).map(|()| true);
+            self.build_indexes()?;
+            return Ok(!self.follow()?);
         }
         loop {
             self.follow()?;
-            if self.is_stopped() {
+            if is_stopped(&self.change) {
                 return Ok(false);
             }
             if self.session.transaction(|| index::are_built(&self.change))? {
@@ -611,6 +629,11 @@ fn end_own_job(name: &str) -> Result<(), Error> {
     }
 }
 
+/// Whether nobody is to go on.
+fn is_stopped(change: &Change) -> bool {
+    change.job.as_ref().is_none_or(|job| job.stopped.is_some())
+}
+
 /// Opens a table for a batch, without waiting long behind DDL.
 fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
     let timeout = guc::milliseconds(guc::lock_timeout());
@@ -619,13 +642,25 @@ fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
 
 /// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
 pub fn count(session: &Session, change: &Change) -> Result<Counts, Error> {
+    count_while(session, change, || Ok(true)).map(Option::unwrap_or_default)
+}
+
+/// The same, for as long as it is wanted: asked before each piece.
+fn count_while(
+    session: &Session,
+    change: &Change,
+    mut wanted: impl FnMut() -> Result<bool, Error>,
+) -> Result<Option<Counts>, Error> {
     let mut counts = Counts::default();
     for (relation, blocks) in sizes(session, change)? {
         for piece in verify::pieces(blocks) {
+            if !wanted()? {
+                return Ok(None);
+            }
             session.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
         }
     }
-    Ok(counts)
+    Ok(Some(counts))
 }
 
 fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
@@ -46,17 +47,22 @@ pub fn register(order: Order, type_name: &CStr, title: &CStr) -> bool {
     unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
 }
 
-/// As `register`, but waits for the worker to end.
-pub fn run(order: Order, type_name: &CStr, title: &CStr) -> bool {
+/// As `register`, but waits for the worker to end, up to so long.
+pub fn run(order: Order, type_name: &CStr, title: &CStr, patience: Duration) -> bool {
     let mut worker = describe_order(order, type_name, title);
+    let deadline = Instant::now() + patience;
     // SAFETY: the worker is fully described; PostgreSQL makes the handle, which is freed here.
     unsafe {
-        worker.bgw_notify_pid = pg_sys::MyProcPid;
         let mut handle = std::ptr::null_mut();
         if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
             return false;
         }
-        pg_sys::WaitForBackgroundWorkerShutdown(handle);
+        let mut pid = 0;
+        while pg_sys::GetBackgroundWorkerPid(handle, &mut pid) != pg_sys::BgwHandleStatus::BGWH_STOPPED
+            && Instant::now() < deadline
+        {
+            super::lock::sleep(Duration::from_millis(20));
+        }
         pg_sys::pfree(handle.cast());
         true
     }
@@ -105,30 +111,64 @@ fn copy(text: &CStr, into: &mut [core::ffi::c_char]) {
 }
 
 thread_local! {
-    static AT_COMMIT: Cell<Option<fn()>> = const { Cell::new(None) };
-    static AT_ABORT: Cell<Option<fn()>> = const { Cell::new(None) };
+    static AT_END: Cell<Option<fn(Ending)>> = const { Cell::new(None) };
 }
 
-/// Calls one function after each commit of this session, when its effects can be seen by others, and another one after each
-/// abort. They must not raise errors. Only the first call counts.
-pub fn at_end_of_transaction(commit: fn(), abort: fn()) {
-    if AT_COMMIT.get().is_none() {
-        AT_COMMIT.set(Some(commit));
-        AT_ABORT.set(Some(abort));
-        // SAFETY: the callback is a plain function that lives as long as the library, which is never unloaded.
-        unsafe { pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut()) };
+/// How a transaction ended, or a part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its effects can be seen by others.
+    Committed,
+    Aborted,
+    /// It became a prepared transaction, which nobody here hears of again.
+    Prepared,
+    /// All since this subtransaction began was rolled back.
+    AbortedSince(u32),
+}
+
+/// The current subtransaction; later ones have higher numbers.
+pub fn current_subtransaction() -> u32 {
+    // SAFETY: reads a backend variable.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// Calls a function at the end of each transaction of this session. It must not raise errors. Only the first call counts.
+pub fn at_end_of_transaction(callback: fn(Ending)) {
+    if AT_END.get().is_none() {
+        AT_END.set(Some(callback));
+        // SAFETY: the callbacks are plain functions that live as long as the library, which is never unloaded.
+        unsafe {
+            pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut());
+            pg_sys::RegisterSubXactCallback(Some(on_subtransaction), std::ptr::null_mut());
+        }
+    }
+}
+
+fn call_at_end(ending: Ending) {
+    if let Some(callback) = AT_END.get() {
+        callback(ending);
     }
 }
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _argument: *mut core::ffi::c_void) {
-    let callback = match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT => AT_COMMIT.get(),
-        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => AT_ABORT.get(),
-        _ => None,
-    };
-    if let Some(callback) = callback {
-        callback();
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => call_at_end(Ending::Committed),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => call_at_end(Ending::Aborted),
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => call_at_end(Ending::Prepared),
+        _ => {}
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn on_subtransaction(
+    event: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut core::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        call_at_end(Ending::AbortedSince(subtransaction));
     }
 }
 
@@ -149,6 +189,7 @@ pub unsafe extern "C-unwind" fn zdd_worker_main(_argument: pg_sys::Datum) {
         }
         let order = Order::from_bytes(bytes);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(order.database, pg_sys::InvalidOid, 0);
+        ignore_settings_for_clients();
         order
     };
     crate::worker::work(&Session::of_worker(), order);
@@ -167,6 +208,25 @@ pub unsafe extern "C-unwind" fn zdd_launcher_main(_argument: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
     }
     crate::worker::launch(&Session::of_worker());
+}
+
+/// What a database or a role is set to for the sake of its clients must not make a worker fail.
+unsafe fn ignore_settings_for_clients() {
+    for (name, value) in [
+        (c"lock_timeout", c"0"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+    ] {
+        // SAFETY: the strings are NUL-terminated and PostgreSQL copies them.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
 }
 
 /// Makes the worker answer signals as a session does: SIGTERM ends it at once, also within a statement, SIGHUP makes it read

@@ -179,8 +179,8 @@ fn settings_take_effect_on_a_running_worker() {
     // Without a limit it goes on at once.
     let rows = rows_split(&mut db);
     let begun = Instant::now();
-    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 20000)");
-    wait_for_rows(&mut db, rows + 500);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 4000)");
+    wait_for_rows(&mut db, rows + 1000);
     soon(begun, "another max_rows_per_second");
     // A condition stops it within a second, and lets it go on.
     db.run("CREATE TABLE traffic (is_low bool); INSERT INTO traffic VALUES (true)");
@@ -415,4 +415,356 @@ fn a_trigger_that_fails_stops_the_change() {
     db.run(RESUME);
     db.run(EXPANDED);
     check_expanded(&mut db, 5_000, 5_000);
+}
+
+/// Columns that rows have long enough to take a while: a big table, quickly made.
+#[track_caller]
+fn with_indexes(mut db: Session, rows: i32, indexes: &str) -> Session {
+    db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text)");
+    db.run(&format!("INSERT INTO address SELECT i, 'Elm Street ' || i FROM generate_series(1, {rows}) AS i"));
+    db.run(&format!("SELECT zdd.split_column('address', 'street', {RULE}, indexes => '{indexes}')"));
+    db
+}
+
+/// What a CREATE INDEX CONCURRENTLY waits for, but a backfill does not.
+const HOLD: &str = "BEGIN; INSERT INTO address (id, street) VALUES (0, 'Elm Street 0')";
+
+/// Another session whose open transaction a CREATE INDEX CONCURRENTLY has to wait for, and that it is waiting.
+#[track_caller]
+fn hold_index_build(db: &mut Session) -> Session {
+    let mut holder = db.another();
+    holder.run(HOLD);
+    db.run(START);
+    wait_for_index_build(db);
+    holder
+}
+
+#[track_caller]
+fn wait_for_index_build(db: &mut Session) {
+    let building = "SELECT count(*) FROM zdd.workers AS w JOIN pg_stat_activity AS a USING (pid)
+        WHERE w.doing LIKE 'builds index%' AND a.wait_event_type = 'Lock'";
+    wait_for(db, building, "1");
+}
+
+const INDEXES: &str = "SELECT c.relname, i.indisvalid FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE i.indrelid = 'address'::regclass AND NOT i.indisprimary ORDER BY 1";
+
+#[test]
+fn indexes_are_built_while_others_write() {
+    let mut db = with_indexes(Session::new(), 50_000, r#"{housenumber,"streetname, housenumber"}"#);
+    let writes = Record::default();
+    let runner = {
+        let (writes, mut client) = (writes.clone(), db.another());
+        let mut rng = Rng::new();
+        Runner::start(Duration::from_millis(1), move || {
+            let id = rng.i32(1..=50_000);
+            let write = format!("UPDATE address SET note = 'x', street = 'Oak ' || id WHERE id = {id}");
+            writes.time("write", || client.client.batch_execute(&write));
+        })
+    };
+    let begun = Instant::now();
+    db.run(START);
+    db.run(EXPANDED);
+    let summary = writes.between(begun, Instant::now());
+    runner.stop();
+    assert!(summary.statements > 20 && summary.errors == 0, "{summary:?} {:?}", writes.failures());
+    assert!(summary.longest < Duration::from_secs(2), "{summary:?}");
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t\naddress_streetname_housenumber_idx|t");
+    assert_eq!(db.text("SELECT count(*) FROM zdd.events WHERE event = 'index_built'"), "2");
+    assert_eq!(db.text("SELECT rows, in_sync FROM zdd.verify('address.street')"), "50000|50000");
+}
+
+#[test]
+fn the_leftover_of_an_index_build_is_built_again() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let mut holder = hold_index_build(&mut db);
+    for end in ["pg_terminate_backend", "pg_cancel_backend"] {
+        let pid = worker(&mut db);
+        assert_eq!(db.text(INDEXES), "address_housenumber_idx|f");
+        assert_eq!(db.text("SELECT phase, doing FROM zdd.progress"), "expanding|builds index address_housenumber_idx");
+        db.run(&format!("SELECT {end}({pid})"));
+        wait_for(&mut db, WORKERS, "0");
+        assert_eq!(db.text(INDEXES), "address_housenumber_idx|f");
+        db.run(RESUME);
+        // The drop of the leftover waits too.
+        wait_for_index_build(&mut db);
+    }
+    // An index that is not ours stays.
+    holder.run("COMMIT");
+    db.run(EXPANDED);
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
+}
+
+#[test]
+fn a_foreground_backfill_waits_for_its_indexes() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let mut holder = db.another();
+    holder.run(HOLD);
+    let backfill = db.another().in_background("CALL zdd.backfill('address.street')");
+    wait_for_index_build(&mut db);
+    assert!(!backfill.has_ended());
+    wait_for(
+        &mut db,
+        "SELECT phase, waiting_for FROM zdd.progress",
+        "expanding|a background worker that builds the indexes",
+    );
+    holder.run("COMMIT");
+    backfill.join().1.expect("the backfill succeeds");
+    check_expanded(&mut db, 2_001, 2_000);
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
+}
+
+#[test]
+fn rollback_gets_through_while_an_index_is_built() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let mut holder = hold_index_build(&mut db);
+    holder.run("COMMIT; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class");
+    wait_for_index_build(&mut db);
+    // One that does not go through leaves the change as it was, and the work goes on.
+    let mut reader = db.another();
+    reader.run("BEGIN; SELECT count(*) FROM address");
+    let before = worker(&mut db);
+    let refused = db.error("SET zdd.lock_patience = '1s'; SELECT zdd.rollback('address.street')");
+    assert!(refused.contains("(55P03)"), "{refused}");
+    reader.run("COMMIT");
+    wait_for_index_build(&mut db);
+    assert_ne!(worker(&mut db), before);
+    let begun = Instant::now();
+    db.run("RESET zdd.lock_patience; SELECT zdd.rollback('address.street')");
+    soon(begun, "the rollback");
+    wait_for(&mut db, WORKERS, "0");
+    assert_eq!(db.text(INDEXES), "");
+    assert_eq!(db.text("SELECT * FROM address WHERE id = 2"), "2|Elm Street 2|~");
+    assert_eq!(
+        db.text("SELECT string_agg(event, ',' ORDER BY at) FROM zdd.events"),
+        "expanding,backfill_started,rolled_back"
+    );
+    holder.run("COMMIT");
+}
+
+#[test]
+fn pause_ends_the_build_of_an_index() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let mut holder = hold_index_build(&mut db);
+    db.run("BEGIN; SELECT zdd.pause('address.street'); ROLLBACK");
+    wait_for_index_build(&mut db);
+    let begun = Instant::now();
+    db.run("SELECT zdd.pause('address.street')");
+    wait_for(&mut db, WORKERS, "0");
+    soon(begun, "the pause");
+    assert_eq!(db.text("SELECT state, last_error FROM zdd.progress"), "paused|~");
+    holder.run("COMMIT");
+    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanding");
+    db.run(RESUME);
+    db.run(EXPANDED);
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
+fn settings_of_the_database_do_not_come_in_the_way() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let name = db.text("SELECT current_database()");
+    let mut holder = db.another();
+    for setting in [
+        "lock_timeout = '50ms'",
+        "statement_timeout = '50ms'",
+        "idle_in_transaction_session_timeout = '50ms'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = on",
+        "search_path = 'nowhere'",
+    ] {
+        db.run(&format!("ALTER DATABASE {name} SET {setting}"));
+    }
+    holder.run(HOLD);
+    db.run(START);
+    wait_for_index_build(&mut db);
+    let waits =
+        "SELECT a.query_start < now() - interval '300 ms' FROM zdd.workers JOIN pg_stat_activity AS a USING (pid)";
+    wait_for(&mut db, waits, "t");
+    holder.run("COMMIT");
+    db.run(EXPANDED);
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
+fn a_deadlock_of_an_index_build_is_tried_again() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    let mut holder = hold_index_build(&mut db);
+    // The worker waits for this transaction, which waits for the worker, and looks for deadlocks later.
+    holder.run("SET LOCAL deadlock_timeout = '100s'; LOCK TABLE address IN SHARE MODE; COMMIT");
+    db.run(EXPANDED);
+    assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
+    assert_eq!(db.text("SELECT count(*) FROM zdd.events WHERE event = 'error'"), "0");
+}
+
+#[test]
+fn tables_are_rewritten_while_a_worker_runs() {
+    let mut db = address(Session::new(), 60_000);
+    db.run(START);
+    for (rows, rewrite) in
+        [(5_000, "VACUUM FULL address"), (20_000, "CLUSTER address USING address_pkey"), (35_000, "VACUUM address")]
+    {
+        wait_for(&mut db, &format!("SELECT count(streetname) >= {rows} FROM address"), "t");
+        db.run(rewrite);
+        assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanding", "{rewrite} came too late");
+    }
+    db.run(EXPANDED);
+    check_expanded(&mut db, 60_000, 60_000);
+}
+
+#[test]
+fn a_table_that_is_dropped_ends_its_worker() {
+    let mut db = slow_backfill(Session::new(), 20_000);
+    wait_for_rows(&mut db, 1);
+    let begun = Instant::now();
+    db.run("DROP TABLE address");
+    wait_for(&mut db, WORKERS, "0");
+    soon(begun, "the end of the worker");
+    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "rolled_back");
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
+fn a_rollback_ends_the_workers() {
+    let mut db = address(Session::new(), 60_000);
+    db.run("SELECT zdd.start_backfill('address.street', workers => 2)");
+    wait_for_rows(&mut db, 1_000);
+    let begun = Instant::now();
+    db.run("SELECT zdd.rollback('address.street')");
+    wait_for(&mut db, WORKERS, "0");
+    soon(begun, "the rollback");
+    assert_eq!(db.text("SELECT * FROM address WHERE id = 1"), "1|Elm Street 1|~");
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "rolled_back");
+}
+
+#[test]
+fn a_database_is_dropped_while_a_worker_runs() {
+    let mut db = slow_backfill(Session::new(), 20_000);
+    let name = db.text("SELECT current_database()");
+    let mut admin = pg_zdd_cluster::session::shared_cluster().connect("postgres", "postgres", "admin").expect("admin");
+    let mut attempt = |sql: &str| admin.batch_execute(sql).map_err(|error| pg_zdd_cluster::describe(&error));
+    let error = attempt(&format!("DROP DATABASE {name}")).expect_err("it is in use");
+    assert!(error.contains("(55006)"), "{error}");
+    assert_eq!(db.text(WORKERS), "1");
+    drop(db);
+    let begun = Instant::now();
+    attempt(&format!("DROP DATABASE {name} WITH (FORCE)")).expect("dropped");
+    soon(begun, "DROP DATABASE");
+}
+
+#[test]
+fn the_extension_is_dropped_while_a_worker_runs() {
+    let mut db = slow_backfill(Session::new(), 20_000);
+    for drop in ["DROP EXTENSION pg_zdd", "DROP EXTENSION pg_zdd CASCADE"] {
+        let error = db.error(drop);
+        assert!(error.contains("(2BP01)") && error.contains("HINT: "), "{error}");
+    }
+    let rows = rows_split(&mut db);
+    wait_for_rows(&mut db, rows + 1);
+    // A superuser who means it.
+    db.run("SET zdd.guard = off; DROP EXTENSION pg_zdd CASCADE");
+    wait_for(&mut db, WORKERS, "0");
+    db.run("CREATE EXTENSION pg_zdd");
+    assert_eq!(db.text("SELECT * FROM zdd.changes"), "");
+}
+
+#[test]
+fn roles_come_and_go_while_a_worker_runs() {
+    let mut db = Session::new();
+    let name = db.text("SELECT current_database()");
+    let (team, member, next) = (format!("{name}_team"), format!("{name}_member"), format!("{name}_next"));
+    db.run(&format!(
+        "CREATE ROLE {team}; CREATE ROLE {next}; CREATE ROLE {member} LOGIN IN ROLE {team};
+         GRANT CREATE ON SCHEMA public TO {team}, {next}"
+    ));
+    let mut requester = db.another_as(&member);
+    requester.run(&format!("SET ROLE {team}"));
+    let mut requester = address(requester, 20_000);
+    requester.run("RESET ROLE; SELECT zdd.alter_change('address.street', max_rows_per_second => 100)");
+    requester.run(START);
+    worker(&mut db);
+    wait_for_rows(&mut db, 1);
+    // The requester loses the right to, and is gone in the end; the work was asked for by right.
+    db.run(&format!("REVOKE {team} FROM {member}"));
+    assert!(requester.error("SELECT zdd.pause('address.street')").contains("(42501)"));
+    let rows = rows_split(&mut db);
+    wait_for_rows(&mut db, rows + 1);
+    drop(requester);
+    db.run(&format!("DROP ROLE {member}"));
+    let rows = rows_split(&mut db);
+    wait_for_rows(&mut db, rows + 1);
+    assert_eq!(db.text("SELECT requested_by FROM zdd.job"), member);
+    // Another owner.
+    db.run(&format!("ALTER TABLE address OWNER TO {next}"));
+    let rows = rows_split(&mut db);
+    wait_for_rows(&mut db, rows + 1);
+    db.run(&format!("DROP OWNED BY {team}; DROP ROLE {team}"));
+    let_go(&mut db);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+    db.run(&format!("DROP TABLE address; DROP OWNED BY {next}; DROP ROLE {next}"));
+}
+
+#[test]
+fn sessions_that_are_kept_waiting_make_batches_shorter() {
+    let mut db = address(Session::new(), 20_000);
+    db.run(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN IF NEW.note IS NULL THEN PERFORM pg_sleep(0.001); END IF; RETURN NEW; END';
+         CREATE TRIGGER dawdle BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    );
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '1s', max_rows_per_second => 0)");
+    db.run("SELECT zdd.start_backfill('address.street', fire_triggers => true)");
+    wait_for(&mut db, "SELECT batch_ms > 700 FROM zdd.progress", "t");
+    let updates = Record::default();
+    let runner = {
+        let (updates, mut client) = (updates.clone(), db.another());
+        Runner::start(Duration::from_millis(1), move || {
+            // A row of the batch that is under way.
+            let update = "UPDATE address SET note = 'mine' WHERE ctid = ANY (ARRAY(
+                SELECT format('(%s,1)', next_block)::tid FROM zdd.lane WHERE next_block < end_block))";
+            updates.time("update", || client.client.batch_execute(update));
+        })
+    };
+    wait_for(&mut db, "SELECT batch_ms < 200 FROM zdd.progress", "t");
+    let begun = Instant::now();
+    let some = || Ok(updates.between(begun, Instant::now()).statements > 20);
+    wait_until("some updates", PATIENCE, some).expect("updates");
+    let summary = updates.between(begun, Instant::now());
+    runner.stop();
+    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanding", "it was over too soon");
+    assert!(summary.longest < Duration::from_millis(500) && summary.errors == 0, "{summary:?}");
+    db.run("DROP TRIGGER dawdle ON address");
+    db.run(EXPANDED);
+    assert_eq!(db.text("SELECT in_sync FROM zdd.verify('address.street')"), "20000");
+}
+
+#[test]
+fn progress_tells_all() {
+    let mut db = address(Session::new(), 60_000);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 10000)");
+    db.run(START);
+    let complete = "SELECT job = 'backfill' AND state IN ('running', 'waiting') AND doing = 'splits rows'
+            AND percent BETWEEN 0 AND 100 AND percent > 0 AND blocks_done < blocks_total AND rows_split > 0
+            AND rows_per_second BETWEEN 1000 AND 30000
+            AND eta_min <= eta_max AND eta_min > '0' AND eta_max < '1 min'
+            AND batch_blocks > 0 AND batch_ms > 0 AND wal_bytes > 100 * rows_split
+            AND workers = 1 AND workers_requested = 1 AND skipped_blocks = 0
+            AND started_at <= updated_at AND stopped_at IS NULL AND last_error IS NULL FROM zdd.progress";
+    wait_for(&mut db, complete, "t");
+    let pid = worker(&mut db);
+    db.run(&format!("SELECT pg_cancel_backend({pid})"));
+    wait_for(
+        &mut db,
+        "SELECT state, stopped_by, stopped_at > now() - interval '1 min', last_error, workers FROM zdd.progress",
+        "stopped|postgres|t|canceling statement due to user request|0",
+    );
+    db.run(RESUME);
+    let_go(&mut db);
+    db.run(EXPANDED);
+    assert_eq!(db.text("SELECT * FROM zdd.progress"), "");
 }
