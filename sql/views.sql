@@ -145,6 +145,9 @@ select
     coalesce(j.workers, 0) as workers_requested,
     (select count(*) from zdd.skipped as k where k.change_id = c.id) as skipped_blocks,
     case
+        -- Workers of another server cannot be seen.
+        when w.workers is null and j.stopped is null and pg_catalog.pg_is_in_recovery()
+            then 'the primary server, which does the work'
         when w.workers is null and j.workers > 0 and j.stopped is null
             then 'a free background worker slot (max_worker_processes), or the launcher'
         else w.waiting_for

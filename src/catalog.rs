@@ -583,23 +583,32 @@ pub fn end_maintenance(change: &Change) -> Result<u32, Error> {
                  select from pg_locks as t
                  where t.pid = w.pid and t.locktype = 'relation' and t.mode = 'ShareUpdateExclusiveLock' and t.granted
                      and t.database = w.database and t.relation = any ($3))",
-        &[pg_sys::Oid::from(WORKERS).into(), worker_keys(change.id).into(), tree(change.relation).into()],
+        &[pg_sys::Oid::from(WORKERS).into(), slot_keys(change.id, MAX_WORKERS).into(), tree(change.relation).into()],
         |row| get::<bool>(row, 1),
     )?;
     Ok(ended.into_iter().filter(|ended| *ended).count() as u32)
 }
 
-fn worker_keys(id: i64) -> Vec<pg_sys::Oid> {
-    (0..MAX_WORKERS).map(|number| pg_sys::Oid::from(slot_key(id, number))).collect()
+fn slot_keys(id: i64, slots: u32) -> Vec<pg_sys::Oid> {
+    (0..slots).map(|number| pg_sys::Oid::from(slot_key(id, number))).collect()
 }
 
 /// How many background workers a change has, by the locks that they hold.
 pub fn live_workers(id: i64) -> Result<u32, Error> {
+    live_slots(id, MAX_WORKERS)
+}
+
+/// How many work for a change, sessions included.
+pub fn live(id: i64) -> Result<u32, Error> {
+    live_slots(id, SLOTS)
+}
+
+fn live_slots(id: i64, slots: u32) -> Result<u32, Error> {
     let count = read(
         "select count(*) from pg_locks as k
          where k.locktype = 'advisory' and k.classid = $1 and k.objsubid = 2 and k.objid = any ($2)
              and k.database = (select d.oid from pg_database as d where d.datname = current_database())",
-        &[pg_sys::Oid::from(WORKERS).into(), worker_keys(id).into()],
+        &[pg_sys::Oid::from(WORKERS).into(), slot_keys(id, slots).into()],
         |row| get::<i64>(row, 1),
     )?;
     Ok(count.first().map_or(0, |count| *count as u32))

@@ -148,6 +148,8 @@ struct Run<'s> {
     /// What counts for the limit of rows per second.
     limited_rows: u64,
     limited_since: Instant,
+    /// With how many, itself included, it shares that limit.
+    sharers: u32,
     rows_per_block: f64,
     rate: Rate,
     last_report: Instant,
@@ -166,6 +168,7 @@ struct Run<'s> {
 impl<'s> Run<'s> {
     fn new(session: &'s Session, slot: Option<Slot>, change: Change) -> Run<'s> {
         let now = Instant::now();
+        let sharers = change.job.as_ref().map_or(1, |job| job.workers.max(1));
         let fires = change.job.as_ref().is_some_and(|job| job.options.fire_triggers);
         Run {
             session,
@@ -178,6 +181,7 @@ impl<'s> Run<'s> {
             rows: 0,
             limited_rows: 0,
             limited_since: now,
+            sharers,
             // A guess for the first batch.
             rows_per_block: 100.0,
             rate: Rate::new(Duration::from_secs(10)),
@@ -316,8 +320,13 @@ impl<'s> Run<'s> {
         }
     }
 
+    /// Its share of the limit of the change; 0 for no limit.
+    fn max_rows_per_second(&self) -> u32 {
+        self.change.max_rows_per_second.div_ceil(self.sharers)
+    }
+
     fn rate_pause(&self) -> Duration {
-        let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
+        let limit = RateLimit { max_rows_per_second: self.max_rows_per_second() };
         limit.wait(self.limited_rows, self.limited_since.elapsed())
     }
 
@@ -343,7 +352,7 @@ impl<'s> Run<'s> {
     /// How many blocks the next batch has: as long as its work may take, and no more than a second's worth of rows.
     fn batch_blocks(&self) -> u32 {
         let blocks = self.sizer.blocks();
-        match self.change.max_rows_per_second {
+        match self.max_rows_per_second() {
             0 => blocks,
             rows => blocks.min((f64::from(rows) / self.rows_per_block.max(1.0)) as u32).max(1),
         }
@@ -488,13 +497,17 @@ impl<'s> Run<'s> {
             return Ok(());
         }
         self.last_report = Instant::now();
-        let remaining = self.session.transaction(|| {
+        let (remaining, live) = self.session.transaction(|| {
             let remaining = catalog::remaining(self.change.id)?;
             catalog::add_sample(self.change.id, &remaining)?;
             // More than there are lanes would find nothing to do.
             launch_missing(&self.change, remaining.lanes)?;
-            Ok(remaining)
+            Ok((remaining, catalog::live(self.change.id)?))
         })?;
+        if live.max(1) != self.sharers {
+            self.sharers = live.max(1);
+            self.begin_limit();
+        }
         self.rate.record(self.start.elapsed(), self.rows, remaining.blocks_done);
         if !self.session.is_worker() {
             pgrx::info!("{}", self.line(&remaining));

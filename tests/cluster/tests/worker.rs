@@ -99,6 +99,10 @@ fn several_workers_share_the_lanes_of_one_table() {
     db.run("SELECT zdd.start_backfill('address.street', workers => 3)");
     wait_for(&mut db, "SELECT workers FROM zdd.progress", "3");
     wait_for(&mut db, "SELECT count(DISTINCT taken_by) FROM zdd.lane WHERE next_block > first_block", "3");
+    // The limit is for all of them together.
+    let (rows, begun) = (rows_split(&mut db), Instant::now());
+    wait_for_rows(&mut db, rows + 25_000);
+    assert!(begun.elapsed() > Duration::from_millis(2000), "25,000 rows took {:?}", begun.elapsed());
     let_go(&mut db);
     db.run(EXPANDED);
     check_expanded(&mut db, ROWS.into(), ROWS.into());
@@ -767,4 +771,313 @@ fn progress_tells_all() {
     let_go(&mut db);
     db.run(EXPANDED);
     assert_eq!(db.text("SELECT * FROM zdd.progress"), "");
+}
+
+/// With the launcher, which has a look once a second.
+const LAUNCHER: [(&str, &str); 2] = [("shared_preload_libraries", "pg_zdd"), ("zdd.launcher_naptime", "1s")];
+
+#[track_caller]
+fn launched_cluster(conf: &[(&str, &str)]) -> Cluster {
+    Cluster::start(&[&LAUNCHER, conf].concat()).expect("a cluster")
+}
+
+/// Waits until a server that has lost a process is back, and connects to it.
+#[track_caller]
+fn after_crash(db: &mut Session) -> Session {
+    wait_until("the server is down", PATIENCE, || Ok(db.attempt("SELECT").is_err())).expect("a crash");
+    wait_until("the server is back", PATIENCE, || Ok(db.connects())).expect("a server");
+    db.another()
+}
+
+#[test]
+fn the_launcher_goes_on_after_every_end() {
+    const ROWS: i64 = 100_000;
+    #[derive(Clone, Copy, Debug)]
+    enum Blow {
+        Kill9,
+        Terminate,
+        Immediate,
+        Fast,
+        Sigterm,
+        Smart,
+    }
+    let seed = pg_zdd_cluster::fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let cluster = launched_cluster(&[]);
+    let mut db = Session::on(&cluster);
+    db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text) WITH (fillfactor = 10)");
+    db.run(&format!("INSERT INTO address SELECT i, 'Elm Street ' || i FROM generate_series(1, {ROWS}) AS i"));
+    split(&mut db);
+    db.run("SELECT zdd.start_backfill('address.street', workers => 2)");
+    let mut touched = 0;
+    let blows = [Blow::Kill9, Blow::Terminate, Blow::Immediate, Blow::Fast, Blow::Sigterm, Blow::Smart];
+    for blow in blows.into_iter().chain(blows) {
+        let done = rows_split(&mut db);
+        wait_for_rows(&mut db, done + rng.i64(1..6_000));
+        let pid = db.number("SELECT min(pid) FROM zdd.workers") as i32;
+        match blow {
+            Blow::Kill9 => {
+                cluster.kill9_backend(pid).expect("kill");
+                db = after_crash(&mut db);
+            }
+            Blow::Terminate => db.run("SELECT pg_terminate_backend(pid) FROM zdd.workers"),
+            Blow::Sigterm => cluster.kill_backend(pid).expect("kill"),
+            Blow::Immediate | Blow::Fast | Blow::Smart => {
+                let again = db.another();
+                // A smart stop waits for clients.
+                drop(std::mem::replace(&mut db, again));
+                let how = match blow {
+                    Blow::Immediate => Stop::Immediate,
+                    _ => Stop::Fast,
+                };
+                cluster.stop(how).expect("stop");
+                cluster.start_again().expect("a server");
+                db = db.another();
+            }
+        }
+        // Applications go on, in both shapes, on rows that are split and on rows that are pending.
+        let (old, new) = (rng.i64(1..=ROWS), rng.i64(1..=ROWS));
+        for (id, write) in [(old, "street = 'Old  ' || id, note = 'old'"), (new, "streetname = 'New 1', note = 'new'")]
+        {
+            let update = format!(
+                "WITH before AS (SELECT id, streetname IS NULL AS pending FROM address WHERE id = {id} FOR UPDATE),
+                    write AS (UPDATE address SET {write} FROM before WHERE address.id = before.id)
+                 SELECT count(*) FROM before WHERE pending"
+            );
+            touched += db.number(&update);
+        }
+    }
+    let_go(&mut db);
+    db.run(EXPANDED);
+    check_expanded(&mut db, ROWS, ROWS - touched);
+    let wrong = "SELECT count(*) FROM address WHERE housenumber IS DISTINCT FROM id::text
+        OR street IS DISTINCT FROM CASE note WHEN 'old' THEN 'Old  ' WHEN 'new' THEN 'New 1 ' ELSE 'Elm Street ' END || id
+        OR streetname IS DISTINCT FROM CASE note WHEN 'old' THEN 'Old' WHEN 'new' THEN 'New 1' ELSE 'Elm Street' END";
+    assert_eq!(db.number(wrong), 0);
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
+fn nothing_but_the_extension_is_needed() {
+    let cluster = Cluster::start(&[]).expect("a cluster");
+    let mut db = slow_backfill(Session::on(&cluster), 20_000);
+    assert_eq!(db.text("SHOW shared_preload_libraries"), "");
+    for how in [None, Some(Stop::Fast), Some(Stop::Immediate)] {
+        let pid = worker(&mut db);
+        let rows = rows_split(&mut db);
+        wait_for_rows(&mut db, rows + 1);
+        match how {
+            None => {
+                cluster.kill9_backend(pid).expect("kill");
+                db = after_crash(&mut db);
+            }
+            Some(how) => {
+                cluster.restart(how).expect("a restart");
+                db = db.another();
+            }
+        }
+        assert_eq!(db.text("SELECT state, workers, workers_requested FROM zdd.progress"), "starting|0|1");
+        // After a crash the server may still be on its way.
+        db.run(RESUME);
+    }
+    let_go(&mut db);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+}
+
+#[test]
+fn auto_resume_can_be_switched_off() {
+    let cluster = launched_cluster(&[]);
+    let mut db = slow_backfill(Session::on(&cluster), 20_000);
+    cluster.configure(&[("zdd.auto_resume", "off")]).expect("a setting");
+    cluster.restart(Stop::Immediate).expect("a restart");
+    db = db.another();
+    wait_for(&mut db, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_zdd launcher'", "1");
+    // Several rounds of the launcher.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        assert_eq!(db.text(WORKERS), "0");
+    }
+    assert_eq!(db.text("SELECT state FROM zdd.progress"), "starting");
+    cluster.configure(&[("zdd.auto_resume", "on")]).expect("a setting");
+    cluster.reload().expect("a reload");
+    worker(&mut db);
+    let_go(&mut db);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+}
+
+#[test]
+fn workers_do_not_delay_a_shutdown() {
+    let cluster = launched_cluster(&[]);
+    let mut db = with_indexes(Session::on(&cluster), 200_000, "{housenumber}");
+    let measure = |db: Session| {
+        let begun = Instant::now();
+        let other = db.at(&cluster);
+        drop((db, other));
+        cluster.stop(Stop::Fast).expect("stop");
+        begun.elapsed()
+    };
+    let mut again = |db: Session, what: &str, longest: Option<Duration>| {
+        let config = db.config();
+        let took = measure(db);
+        println!("{what}: {took:?}");
+        assert!(longest.is_none_or(|longest| took < longest), "{what}: {took:?}");
+        cluster.start_again().expect("a server");
+        (Session::connect(config), took)
+    };
+    let usual;
+    (db, usual) = again(db, "idle", None);
+    let longest = Some(usual + Duration::from_secs(1));
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 100)");
+    db.run(START);
+    wait_for(&mut db, "SELECT waiting_for FROM zdd.progress", "max_rows_per_second");
+    (db, _) = again(db, "a limit", longest);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 0, run_if => 'false')");
+    wait_for(&mut db, "SELECT waiting_for FROM zdd.progress", "run_if to be true");
+    (db, _) = again(db, "a condition", longest);
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '10s', run_if => '')");
+    wait_for(&mut db, "SELECT state FROM zdd.progress", "running");
+    (db, _) = again(db, "work", longest);
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '50ms')");
+    let mut holder = db.another();
+    holder.run(HOLD);
+    wait_for_index_build(&mut db);
+    (db, _) = again(db, "an index", longest);
+    drop(holder);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 200_000, 200_000);
+}
+
+/// Two changes and one slot: the second one begins when the first is done.
+#[track_caller]
+fn share_one_slot(mut db: Session, wait: Option<&str>) {
+    db.run("CREATE TABLE second (id int, street text); INSERT INTO second SELECT 1, 'Elm Street 1'");
+    db.run("SELECT zdd.split_column('second', 'street', columns => 'a text, b text', delimiter => ' ', change => 'second')");
+    db.run("SELECT zdd.start_backfill('second', workers => 2)");
+    let second = "FROM zdd.progress WHERE change = 'second'";
+    assert_eq!(
+        db.text(&format!("SELECT state, workers, last_error, waiting_for {second}")),
+        "starting|0|~|a free background worker slot (max_worker_processes), or the launcher"
+    );
+    assert_eq!(db.text(&format!("SELECT now() - waiting_since < '1 min' {second}")), "t");
+    let late = db.error("CALL zdd.wait_for('second', 'expanded', '300 ms')");
+    assert!(late.contains("(55000)") && late.contains("free background worker slot"), "{late}");
+    let waiting = wait.map(|sql| db.another().in_background(sql));
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 0)");
+    wait_for(&mut db, "SELECT string_agg(phase, ',') FROM zdd.changes", "expanded,expanded");
+    if let Some(waiting) = waiting {
+        waiting.join().1.expect("what was waited for");
+    }
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
+fn where_no_slot_is_free_wait_for_tries_again() {
+    let conf = [("max_worker_processes", "1"), ("max_logical_replication_workers", "0")];
+    let cluster = Cluster::start(&conf).expect("a cluster");
+    let db = slow_backfill(Session::on(&cluster), 2_000);
+    share_one_slot(db, Some("CALL zdd.wait_for('second', 'expanded', '60 s')"));
+}
+
+#[test]
+fn where_no_slot_is_free_the_launcher_tries_again() {
+    // The launcher and what saves usage have the other two.
+    let cluster = launched_cluster(&[("max_worker_processes", "3"), ("max_logical_replication_workers", "0")]);
+    let db = slow_backfill(Session::on(&cluster), 2_000);
+    share_one_slot(db, None);
+}
+
+#[test]
+fn a_contract_survives_its_worker() {
+    let cluster = launched_cluster(&[]);
+    for blow in ["kill9", "terminate", "cancel"] {
+        let mut db = address(Session::on(&cluster), 2_000);
+        let_go(&mut db);
+        db.run(START);
+        db.run(EXPANDED);
+        // It gets stuck behind its fence.
+        db.run(
+            "CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS
+             $$ BEGIN IF (SELECT phase FROM zdd.change) = 'fenced' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF; END $$;
+             CREATE EVENT TRIGGER hold ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION hold()",
+        );
+        let mut holder = db.another();
+        holder.run("SELECT pg_advisory_lock(7)");
+        db.run("SELECT zdd.start_contract('address.street', force => true)");
+        let pid = worker(&mut db);
+        wait_for(&mut db, "SELECT wait_event FROM pg_stat_activity JOIN zdd.workers USING (pid)", "advisory");
+        assert_eq!(db.text("SELECT job, phase, state, doing FROM zdd.progress"), "contract|fenced|running|contracts");
+        match blow {
+            "kill9" => {
+                cluster.kill9_backend(pid).expect("kill");
+                db = after_crash(&mut db);
+            }
+            "terminate" => {
+                db.run(&format!("SELECT pg_terminate_backend({pid})"));
+                wait_for(&mut db, &format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"), "0");
+                holder.run("SELECT pg_advisory_unlock(7)");
+            }
+            _ => {
+                // What it has done is taken back.
+                db.run(&format!("SELECT pg_cancel_backend({pid})"));
+                holder.run("SELECT pg_advisory_unlock(7)");
+                wait_for(&mut db, "SELECT phase, state FROM zdd.progress", "expanded|stopped");
+                let event = "SELECT detail->>'error' FROM zdd.events WHERE event = 'error'";
+                assert_eq!(db.text(event), "canceling statement due to user request");
+                assert_eq!(db.text("SELECT street FROM address WHERE id = 1"), "Elm Street 1");
+                db.run(RESUME);
+            }
+        }
+        db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+        assert_eq!(db.text("SELECT * FROM address WHERE id = 1"), "1|~|Elm Street|1");
+    }
+}
+
+#[test]
+fn a_contract_that_is_refused_says_why() {
+    let mut db = address(Session::new(), 2_000);
+    db.run("UPDATE address SET street = '' WHERE id = 7");
+    let_go(&mut db);
+    db.run(START);
+    db.run(EXPANDED);
+    assert!(db.error("SELECT zdd.start_contract('address.street')").contains("(55006)"));
+    db.run("SELECT zdd.start_contract('address.street', force => true)");
+    let error = db.error("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+    assert!(error.contains("1 row") && error.contains("HINT: "), "{error}");
+    let progress = "SELECT job, state, phase, last_error IS NOT NULL, last_error_hint IS NOT NULL,
+        last_error_at > now() - interval '1 min' FROM zdd.progress";
+    assert_eq!(db.text(progress), "contract|stopped|expanded|t|t|t");
+    let event = "SELECT count(*) FROM zdd.events WHERE event = 'error' AND detail->>'error' LIKE '%1 row%'";
+    assert_eq!(db.text(event), "1");
+    db.run("UPDATE address SET street = 'Elm Street 7' WHERE id = 7");
+    db.run(RESUME);
+    db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+}
+
+#[test]
+fn the_table_ends_near_its_final_size() {
+    let cluster = Cluster::start(&[("autovacuum", "off")]).expect("a cluster");
+    for workers in [1, 2] {
+        let mut db = Session::on(&cluster);
+        db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text)");
+        db.run(
+            "INSERT INTO address SELECT i, 'Elm Street ' || i, repeat('x', 60) FROM generate_series(1, 200000) AS i;
+             VACUUM (FREEZE, ANALYZE) address",
+        );
+        db.run(&format!("SELECT zdd.split_column('address', 'street', {RULE})"));
+        db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {workers})"));
+        db.run(EXPANDED);
+        wait_for(&mut db, WORKERS, "0");
+        let sizes = |db: &mut Session| {
+            ["address", "address_pkey"].map(|name| db.number(&format!("SELECT pg_relation_size('{name}')")) as f64)
+        };
+        let [heap, key] = sizes(&mut db);
+        db.run("VACUUM FULL address");
+        let [least_heap, least_key] = sizes(&mut db);
+        let (heap, key) = (heap / least_heap, key / least_key);
+        println!("{workers} workers: heap {heap:.3}, primary key {key:.3}");
+        assert!(heap <= 1.15 && key <= 1.3, "{workers} workers: heap {heap:.3}, primary key {key:.3}");
+    }
 }
