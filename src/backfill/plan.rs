@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// How many blocks a lane has, roughly (16 MB).
-const BLOCKS_PER_LANE: u32 = 2048;
+const BLOCKS_PER_LANE: u32 = 512;
 /// How many lanes a table has at most: each has a cursor row, and more workers than this make no sense.
 const MAX_LANES: u32 = 64;
 

@@ -75,11 +75,6 @@ impl Session {
         Session::connect(cluster.config(self.config.get_dbname().unwrap_or_default(), "postgres", "test"))
     }
 
-    /// How this connection was made.
-    pub fn config(&self) -> Config {
-        self.config.clone()
-    }
-
     /// Another connection to the same database, as another role.
     #[track_caller]
     pub fn another_as(&self, user: &str) -> Session {
