@@ -99,6 +99,7 @@ pub struct Lane {
     pub relation: pg_sys::Oid,
     pub number: i32,
     pub file: pg_sys::Oid,
+    pub first_block: u32,
     pub next_block: u32,
     pub end_block: u32,
 }
@@ -336,7 +337,8 @@ pub fn lanes(id: i64) -> Result<Vec<Lane>, Error> {
     read(&format!("{LANE} where l.change_id = $1 order by l.relation, l.lane"), &[id.into()], lane)
 }
 
-const LANE: &str = "select l.change_id, l.relation, l.lane, l.file, l.next_block, l.end_block from zdd.lane as l";
+const LANE: &str = "select l.change_id, l.relation, l.lane, l.file, l.first_block, l.next_block, l.end_block
+    from zdd.lane as l";
 
 fn lane(row: &SpiHeapTupleData) -> Result<Lane, Error> {
     let block = |ordinal| Ok::<_, Error>(u32::try_from(get::<i64>(row, ordinal)?).unwrap_or(u32::MAX));
@@ -345,8 +347,9 @@ fn lane(row: &SpiHeapTupleData) -> Result<Lane, Error> {
         relation: get(row, 2)?,
         number: get(row, 3)?,
         file: get(row, 4)?,
-        next_block: block(5)?,
-        end_block: block(6)?,
+        first_block: block(5)?,
+        next_block: block(6)?,
+        end_block: block(7)?,
     })
 }
 

@@ -5,7 +5,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// How many blocks a lane has, roughly (16 MB).
-const BLOCKS_PER_LANE: u32 = 512;
+const BLOCKS_PER_LANE: u32 = 2048;
+/// A smaller table has so many lanes too, so that each worker has some to take turns with, as long as they are not shorter
+/// than this.
+const MIN_LANES: u32 = 8;
+const SHORTEST_LANE: u32 = 512;
 /// How many lanes a table has at most: each has a cursor row, and more workers than this make no sense.
 const MAX_LANES: u32 = 64;
 
@@ -26,9 +30,16 @@ pub fn lanes(blocks: u32) -> Vec<Lane> {
 /// Cuts what a table has beyond its first blocks into lanes.
 pub fn lanes_from(first: u32, blocks: u32) -> Vec<Lane> {
     let rest = blocks.saturating_sub(first);
-    let count = rest.div_ceil(BLOCKS_PER_LANE).min(MAX_LANES);
+    let count = rest.div_ceil(BLOCKS_PER_LANE).max(rest.div_ceil(SHORTEST_LANE).min(MIN_LANES)).min(MAX_LANES);
     let cut = |lane: u32| first + (u64::from(rest) * u64::from(lane) / u64::from(count)) as u32;
     (0..count).map(|lane| Lane { start: cut(lane), end: cut(lane + 1) }).collect()
+}
+
+/// How many blocks a batch should have at most in a lane of this length, for the lane to be longer than a window. In a short
+/// one that matters less than the cost of a batch.
+pub fn most_blocks(length: u32, visits: u32) -> u32 {
+    const WORTH_A_BATCH: u32 = 16;
+    (length / (2 * visits.max(1))).max(WORTH_A_BATCH)
 }
 
 /// The blocks of a lane that are being worked on. Each batch moves the window on, so that every block is visited several
@@ -276,8 +287,10 @@ mod tests {
     #[test]
     fn lanes_grow_with_the_table() {
         assert_eq!(lanes(1), [Lane { start: 0, end: 1 }]);
-        assert_eq!(lanes(2048).len(), 1);
-        assert_eq!(lanes(2049), [Lane { start: 0, end: 1024 }, Lane { start: 1024, end: 2049 }]);
+        assert_eq!(lanes(512).len(), 1);
+        assert_eq!(lanes(513), [Lane { start: 0, end: 256 }, Lane { start: 256, end: 513 }]);
+        assert_eq!(lanes(8 * 2048).len(), 8);
+        assert_eq!(lanes(8 * 2048 + 1).len(), 9);
         assert_eq!(lanes(u32::MAX).len(), 64);
     }
 
@@ -297,6 +310,14 @@ mod tests {
         let all = visits(10, 3, std::iter::repeat(2));
         let expected = [(0..2, 0), (0..4, 0), (0..6, 2), (2..8, 4), (4..10, 6), (6..10, 8), (8..10, 10)];
         assert_eq!(all, expected.map(|(blocks, done)| Visit { blocks, done }));
+    }
+
+    #[test]
+    fn batches_are_short_in_short_lanes() {
+        assert_eq!(most_blocks(512, 8), 32);
+        assert_eq!(most_blocks(10_000, 8), 625);
+        assert_eq!(most_blocks(10_000, 1), 5_000);
+        assert_eq!(most_blocks(1, 8), 16);
     }
 
     #[test]

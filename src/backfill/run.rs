@@ -9,6 +9,7 @@ use serde_json::json;
 use super::batch::{self, Task};
 use super::plan::{
     BatchSizer, Rate, RateLimit, Visit, Window, format_count, format_duration, format_rows, lanes, lanes_from,
+    most_blocks,
 };
 use super::throttle::Courtesy;
 use super::{index, signals};
@@ -443,13 +444,15 @@ impl<'s> Run<'s> {
         let window = known.and_then(|index| self.windows.remove(index)).map(|(_, _, window)| window);
         // Another session may have come in between.
         let window = window.filter(|window| window.next == lane.next_block).unwrap_or(Window::at(lane.next_block));
-        let visit = window.visit(self.batch_blocks(), self.task.visits(), lane.end_block);
+        let visits = self.task.visits();
+        let blocks = self.batch_blocks().min(most_blocks(lane.end_block - lane.first_block, visits));
+        let visit = window.visit(blocks, visits, lane.end_block);
         let wal = wal_bytes();
         let outcome = batch::run(&self.change, &table, &visit, self.task)?;
         let wal_bytes = wal_bytes() - wal;
         let blocked = signals::blocked()?;
         let work = outcome.work;
-        self.sizer.record(work, self.task.visits());
+        self.sizer.record(work, visits);
         if work.seen > 0 {
             self.rows_per_block = work.seen as f64 / f64::from(work.blocks.max(1));
         }

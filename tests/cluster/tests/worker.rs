@@ -1069,7 +1069,7 @@ fn the_table_ends_near_its_final_size() {
         let mut db = Session::on(&cluster);
         db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text)");
         db.run(
-            "INSERT INTO address SELECT i, 'Elm Street ' || i, repeat('x', 60) FROM generate_series(1, 200000) AS i",
+            "INSERT INTO address SELECT i, 'Elm Street ' || i, repeat('x', 60) FROM generate_series(1, 400000) AS i",
         );
         db.run("VACUUM (FREEZE, ANALYZE) address");
         db.run(&format!("SELECT zdd.split_column('address', 'street', {RULE})"));
