@@ -1,9 +1,10 @@
 # The verbs of pg_zdd. Each one does its own set-up; `make setup` alone is never needed.
 #
 #   make demo       a rolling update, played on a scratch server
+#   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
-#   make bench      side by side with the alternatives; PARTS="writes backfill lifecycle locks cases report", ROWS, ROUNDS,
-#                   FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
+#   make bench      side by side with the alternatives; PARTS="writes backfill lifecycle locks cases report" or "usage",
+#                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #
@@ -14,7 +15,7 @@
 SHELL := bash
 export PG_CONFIG
 
-.PHONY: setup install demo test bench lint
+.PHONY: setup install demo example test bench lint
 
 setup:
 	@scripts/setup.sh
@@ -24,6 +25,9 @@ install: setup
 
 demo: setup
 	@scripts/client.sh pg_zdd_demo
+
+example: setup
+	@scripts/client.sh pg_zdd_examples $(or $(NAME),rolling blue-green canary rollback)
 
 test: setup
 	@scripts/test.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the tests in tests/cluster and bench.
+# Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the tests in tests/cluster, examples and
+# bench.
 # `test.sh NAME…` runs some of the three: pg_test, regress, cluster.
 source "$(dirname "$0")/common.sh"
 find_pg_config
@@ -46,22 +47,32 @@ release() {
 }
 
 regress() {
-    local tests bindir
-    bindir=$("$server_pg_config" --bindir)
-    # setup makes what all others need; these need nothing of each other.
-    tests=$(cd tests/regress/sql && printf '%s\n' *.sql | sed -e 's/\.sql$//' -e '/^setup$/d')
-    # Rust would add its backtrace to the detail of errors. The tests' own psql calls use the server's psql.
+    local tests status=0
+    # setup makes what all others need; these need nothing of each other. Most run on a server that does not preload
+    # pg_zdd, as CREATE EXTENSION alone must do.
+    tests=$(cd tests/regress/sql && printf '%s\n' *.sql | sed -e 's/\.sql$//' -e '/^setup$/d' -e '/^usage$/d')
     # shellcheck disable=SC2086 # one word per test
+    pg_regress "" $tests || status=1
+    pg_regress pg_zdd usage || status=1
+    return $status
+}
+
+# pg_regress preloaded test…
+pg_regress() {
+    local preloaded=$1 bindir
+    bindir=$("$server_pg_config" --bindir)
+    # Rust would add its backtrace to the detail of errors. The tests' own psql calls use the server's psql.
     env -u RUST_BACKTRACE -u RUST_LIB_BACKTRACE PATH="$bindir:$PATH" PG_CONFIG="$server_pg_config" \
-        "$CARGO_TARGET_DIR/client/scratch" -c max_prepared_transactions=2 \
+        "$CARGO_TARGET_DIR/client/scratch" -c max_prepared_transactions=2 -c shared_preload_libraries="$preloaded" \
         "$(dirname "$("$server_pg_config" --pgxs)")/../test/regress/pg_regress" \
         --bindir="$bindir" --inputdir=tests/regress --outputdir="$CARGO_TARGET_DIR/regress" \
-        --dbname=regress setup $tests ||
+        --dbname=regress setup "${@:2}" ||
         { cat "$CARGO_TARGET_DIR/regress/regression.diffs" && return 1; }
 }
 
 cluster() {
-    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_bench --no-fail-fast
+    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples -p pg_zdd_bench \
+        --no-fail-fast
 }
 
 wanted=("$@")

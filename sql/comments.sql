@@ -54,12 +54,17 @@ comment on function zdd.unfence(text) is
 
 comment on procedure zdd.contract(text, boolean, boolean) is
 'Drops the old column, sets NOT NULL where it was asked for, and removes the trigger. From expanded it passes through a fence of its own, which it takes back when it refuses.
-accept_unmatched (default false): the values of unmatched rows may be lost. force (default false): do not wait until nobody has used the old column for zdd.quiet_period.
+accept_unmatched (default false): the values of unmatched rows may be lost. force (default false): do not wait until nobody has used the old column for zdd.quiet_period, as zdd.usage or a fence held that long shows.
 Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync or unmatched; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
 
 comment on function zdd.rollback(text) is
 'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
 
+comment on function zdd.reset_usage(text) is
+'Sets the counters of a change in zdd.usage to zero and returns its name. When somebody was last seen is kept: a contract still waits for them. Locks: none. Errors: 42704 no such change, 42501 not the owner.';
+
+comment on function zdd._usage(text, oid) is 'Behind zdd.usage.';
+comment on function zdd._usage_info() is 'Behind zdd.usage_info.';
 comment on function zdd._mismatches(text, integer) is 'Behind zdd.mismatches.';
 comment on function zdd._check_guard(oid[], oid[], oid[], text[]) is
 'Behind zdd.guard: an error if DDL on these relations, or any if NULL, has broken a change.';

@@ -22,13 +22,15 @@ use crate::guard;
 use crate::guc;
 use crate::pg::lock::{LockMode, sleep};
 use crate::pg::parse::{ColumnDefinition, column_definitions};
-use crate::pg::security::{acts_for, current_role};
+use crate::pg::security::{acts_for, current_role, role_name};
 use crate::pg::session::Session;
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::pg::types::ColumnType;
 use crate::phase::Phase;
 use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
+use crate::usage::report;
+use crate::usage::store::{Entry, Side};
 use crate::worker::{launch_at_commit, launch_missing};
 use crate::{contract, verify};
 
@@ -486,6 +488,104 @@ fn contract_change(
     let change = session.transaction(|| owned_change(change.as_deref()))?;
     let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
     Ok(contract::contract(&session, &change.name, &change, consent)?)
+}
+
+/// Behind the view zdd.usage. Takes no locks.
+#[pg_extern(sql = r#"
+create function zdd._usage(change text, relation oid)
+returns table (
+    side text, role text, application_name text, reads bigint, writes bigint, errors bigint, whole_row bigint,
+    first_seen timestamptz, last_seen timestamptz, sample_query text
+) language c strict as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::type_complexity)]
+fn usage_of_change(
+    change: &str,
+    relation: pg_sys::Oid,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(side, String),
+            name!(role, String),
+            name!(application_name, String),
+            name!(reads, Option<i64>),
+            name!(writes, Option<i64>),
+            name!(errors, Option<i64>),
+            name!(whole_row, Option<i64>),
+            name!(first_seen, Option<TimestampWithTimeZone>),
+            name!(last_seen, Option<TimestampWithTimeZone>),
+            name!(sample_query, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let Some(entries) = report::entries(change) else { return Ok(TableIterator::new([])) };
+    let shows_samples = report::may_see_samples();
+    let counted = entries.into_iter().filter(Entry::is_counted).map(move |entry| {
+        (
+            entry.side.as_str().to_owned(),
+            role_name(entry.role.into()),
+            entry.application,
+            Some(entry.reads as i64),
+            Some(entry.writes as i64),
+            Some(entry.errors as i64),
+            Some(entry.whole_row as i64),
+            TimestampWithTimeZone::try_from(entry.first_seen).ok(),
+            TimestampWithTimeZone::try_from(entry.last_seen).ok(),
+            Some(entry.sample).filter(|_| shows_samples),
+        )
+    });
+    let replicated = report::subscriptions(relation)?.into_iter().flat_map(|(name, owner)| {
+        let sample = "(logical replication)".to_owned();
+        [Side::Old, Side::New].map(|side| {
+            let (side, name, owner) = (side.as_str().to_owned(), name.clone(), owner.clone());
+            (side, owner, name, None, None, None, None, None, None, Some(sample.clone()))
+        })
+    });
+    Ok(TableIterator::new(counted.chain(replicated)))
+}
+
+/// Behind the view zdd.usage_info.
+#[pg_extern(sql = r#"
+create function zdd._usage_info()
+returns table (
+    recorded_since timestamptz, saved_at timestamptz, entries integer, entries_max integer, evicted bigint,
+    memory_bytes bigint
+) language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+#[allow(clippy::type_complexity)]
+fn usage_info() -> TableIterator<
+    'static,
+    (
+        name!(recorded_since, Option<TimestampWithTimeZone>),
+        name!(saved_at, Option<TimestampWithTimeZone>),
+        name!(entries, i32),
+        name!(entries_max, i32),
+        name!(evicted, i64),
+        name!(memory_bytes, i64),
+    ),
+> {
+    TableIterator::new(report::info().map(|info| {
+        (
+            TimestampWithTimeZone::try_from(info.recorded_since).ok(),
+            info.saved_at.and_then(|time| TimestampWithTimeZone::try_from(time).ok()),
+            info.entries as i32,
+            info.entries_max as i32,
+            info.evicted as i64,
+            info.memory as i64,
+        )
+    }))
+}
+
+/// Sets the counters of a change in zdd.usage to zero. When somebody was last seen is kept for the contract.
+#[pg_extern(sql = r#"
+create function zdd.reset_usage(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn reset_usage(change: Option<&str>) -> Result<String, ErrorReport> {
+    let change = owned_change(change)?;
+    report::reset(&change.name);
+    Ok(change.name)
 }
 
 /// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL. The

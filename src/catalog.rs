@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgrx::datum::{DatumWithOid, JsonB};
+use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
 
@@ -659,6 +659,15 @@ pub fn unfinished() -> Result<Vec<Change>, Error> {
         &[],
         change,
     )
+}
+
+/// When a change began, and its phase, in microseconds since PostgreSQL's epoch.
+pub fn times(id: i64) -> Result<(i64, i64), Error> {
+    let sql = "select c.started_at, c.phase_since from zdd.change as c where c.id = $1";
+    let time =
+        |row: &SpiHeapTupleData, ordinal| get::<TimestampWithTimeZone>(row, ordinal).map(pg_sys::TimestampTz::from);
+    let times = read(sql, &[id.into()], |row| Ok((time(row, 1)?, time(row, 2)?)))?;
+    times.first().copied().ok_or_else(|| Error::Spi("the change is gone".into()))
 }
 
 /// Runs SQL that gives rows and may write, as the extension.

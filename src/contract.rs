@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::guc;
 use crate::pg::session::Session;
 use crate::phase::Phase;
+use crate::usage::report::{self, Standing};
 use crate::verify::Counts;
 
 /// What the caller takes upon himself.
@@ -24,7 +25,12 @@ pub fn contract(session: &Session, name: &str, change: &Change, consent: Consent
     refuse_rows(change, &count(session, change)?, consent)?;
     let own_fence = change.phase == Phase::Expanded;
     if own_fence {
-        session.transaction(|| ddl::fence(&catalog::lock(name)?))?;
+        session.transaction(|| {
+            let change = catalog::lock(name)?;
+            // Counting may have taken long.
+            check_usage(&change, consent)?;
+            ddl::fence(&change)
+        })?;
     }
     match finish(session, name, own_fence, consent) {
         Ok(lossy) => {
@@ -54,7 +60,14 @@ fn finish(session: &Session, name: &str, recount: bool, consent: Consent) -> Res
     if session.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
         session.transaction(|| ddl::validate_not_null(&change))?;
     }
-    session.transaction(|| ddl::drop_source(&catalog::lock(name)?))?;
+    session.transaction(|| {
+        let change = catalog::lock(name)?;
+        // Who ran into our own fence gets the column back.
+        if recount {
+            check_usage(&change, consent)?;
+        }
+        ddl::drop_source(&change)
+    })?;
     Ok(counts.lossy)
 }
 
@@ -77,12 +90,30 @@ pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
-    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    check_usage(change, consent)
+}
+
+/// An error unless it is known that nobody uses the old column: it has been fenced for long enough, or use was recorded
+/// for that long and there was none.
+fn check_usage(change: &Change, consent: Consent) -> Result<(), Error> {
     let quiet_period = guc::quiet_period();
-    if consent.force || quiet_period.is_zero() || fenced_for.is_some_and(|time| time >= quiet_period) {
+    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    if consent.force || quiet_period.is_zero() {
         return Ok(());
     }
-    Err(Error::InUse { change: change.name.clone(), fenced_for, quiet_period })
+    if fenced_for.is_some_and(|time| time >= quiet_period) {
+        let users = report::failed_while_fenced(change)?;
+        if !users.is_empty() {
+            pgrx::notice!("the old column was missed while it was fenced:\n{}", users.join("\n"));
+        }
+        return Ok(());
+    }
+    let name = || change.name.clone();
+    match report::standing(change, quiet_period)? {
+        Standing::Quiet => Ok(()),
+        Standing::Used(users) => Err(Error::InUse { change: name(), quiet_period, users }),
+        Standing::Unknown(reason) => Err(Error::UsageUnknown { change: name(), fenced_for, quiet_period, reason }),
+    }
 }
 
 /// An error if a row would lose something.

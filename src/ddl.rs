@@ -16,13 +16,15 @@ use crate::pg::parse::ColumnDefinition;
 use crate::pg::security::{Confinement, as_role, with_settings};
 use crate::pg::subxact::catch;
 use crate::pg::table::{Table, relation_named};
+use crate::pg::trigger::NAME_PREFIX;
 use crate::phase::Phase;
 use crate::rule::Rule;
+use crate::usage;
 
-/// The name of the sync trigger of a change: '~' sorts after all other ASCII characters.
+/// The name of the sync trigger of a change.
 pub fn trigger_name(change: &str) -> String {
     const MAX_BYTES: usize = 63;
-    let mut name = format!("~zdd_{change}");
+    let mut name = format!("{NAME_PREFIX}{change}");
     if name.len() > MAX_BYTES {
         // What is cut off must still tell two changes apart.
         let hash = change
@@ -244,6 +246,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     notices(&binding, &table);
     let id = catalog::insert(&request.rule, &table, &request.indexes)?;
     catalog::set_guarded(id)?;
+    usage::begin(&trigger_name(&request.rule.change));
     let detail = json!({ "relation": table.name() });
     catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)
 }
@@ -425,6 +428,7 @@ fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
         drop_triggers(&rule.change, &table.members)?;
         create_triggers(&rule, &table.members)
     })?;
+    usage::look_again(&table.members);
     catalog::set_rule(change, &rule)?;
     catalog::set_phase(change, phase, detail)
 }
@@ -449,6 +453,7 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
         }
         Ok::<_, Error>(())
     })?;
+    usage::look_again(&table.members);
     let mut rule = change.rule.clone();
     rule.source.renamed_to = None;
     catalog::set_rule(change, &rule)?;
@@ -519,6 +524,7 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
         drop_not_null_check(&table.name, change)?;
         drop_column(&table.members, change.rule.source.current_name())
     })?;
+    usage::look_again(&table.members);
     catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
 }
 

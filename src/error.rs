@@ -196,8 +196,14 @@ pub enum Error {
     },
     InUse {
         change: String,
+        quiet_period: Duration,
+        users: Vec<String>,
+    },
+    UsageUnknown {
+        change: String,
         fenced_for: Option<Duration>,
         quiet_period: Duration,
+        reason: String,
     },
     WholeTooLate {
         change: String,
@@ -317,7 +323,7 @@ fn list<T: AsRef<str>>(names: &[T]) -> String {
 }
 
 /// A value as it is shown in a message: a long one is shortened.
-fn shown(value: &str) -> String {
+pub fn shown(value: &str) -> String {
     const MOST: usize = 100;
     match value.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}... ({} bytes)", &value[..end], value.len()),
@@ -571,18 +577,27 @@ impl Error {
             )
             .detail(dependents.join("\n"))
             .hint("Drop or change them first. pg_zdd never drops anything by CASCADE."),
-            InUse { change, fenced_for, quiet_period } => parts(
+            InUse { change, quiet_period, users } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!(
+                    "the old column of change \"{change}\" was used within the last {} (zdd.quiet_period)",
+                    format_duration(*quiet_period)
+                ),
+            )
+            .detail(users.join("\n"))
+            .hint("Move them to the new columns, and wait; or SELECT zdd.fence(change), which shows who misses the column; or say force => true."),
+            UsageUnknown { change, fenced_for, quiet_period, reason } => parts(
                 Code::ERRCODE_OBJECT_IN_USE,
                 format!("it is not known that nobody uses the old column of change \"{change}\""),
             )
             .detail(match fenced_for {
                 Some(time) => format!(
-                    "It has been fenced for {}, and zdd.quiet_period is {}.",
+                    "It has been fenced for {}, and zdd.quiet_period is {}. {reason}",
                     format_duration(*time),
                     format_duration(*quiet_period)
                 ),
                 None => format!(
-                    "It has not been fenced, and usage was not recorded for {} (zdd.quiet_period).",
+                    "It has not been fenced, and zdd.quiet_period is {}. {reason}",
                     format_duration(*quiet_period)
                 ),
             })
@@ -637,10 +652,7 @@ impl Error {
                     format!("the work on change \"{change}\" has stopped with an error"),
                 )
                 .detail(error.as_str());
-                match hint {
-                    Some(hint) => stopped.hint(hint.as_str()),
-                    None => stopped.hint("SELECT zdd.resume(change) goes on with it when the cause is gone."),
-                }
+                stopped.hint(hint.as_deref().unwrap_or(Error::RESUME))
             }
             NotReached { change, phase, wanted, waited, waiting_for } => {
                 let late = parts(
@@ -776,6 +788,14 @@ impl From<Error> for ErrorReport {
 }
 
 impl Error {
+    /// What to do about an error that has stopped the work on a change and has no better HINT.
+    pub const RESUME: &str = "SELECT zdd.resume(change) goes on with it when the cause is gone.";
+
+    /// Whether the same work may succeed when it is tried again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Error::Caught(error) if error.is_transient())
+    }
+
     /// Its DETAIL and HINT.
     pub fn detail_and_hint(&self) -> (Option<String>, Option<String>) {
         match self {

@@ -9,6 +9,8 @@ static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(200);
 static LOCK_PATIENCE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static MAX_SOURCE_LENGTH: GucSetting<i32> = GucSetting::<i32>::new(64);
 static GUARD: GucSetting<bool> = GucSetting::<bool>::new(true);
+static USAGE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static USAGE_SAVE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 static QUIET_PERIOD: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_REPLICATION_LAG: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_SLOT_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -44,6 +46,16 @@ pub fn guard() -> bool {
 /// How long an old column must have been out of use before it is dropped.
 pub fn quiet_period() -> Duration {
     Duration::from_secs(QUIET_PERIOD.get().unsigned_abs().into())
+}
+
+/// How many users of how many changes can be told apart.
+pub fn usage_max() -> usize {
+    USAGE_MAX.get().unsigned_abs() as usize
+}
+
+/// How often usage is saved.
+pub fn usage_save_interval() -> Duration {
+    Duration::from_secs(USAGE_SAVE_INTERVAL.get().unsigned_abs().into())
 }
 
 /// How many bytes of WAL a standby may lag behind before backfills wait; 0 for no limit.
@@ -122,6 +134,29 @@ pub fn register() {
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
+    // They mean something only to a server that preloads us, and one of them cannot be made later.
+    if crate::pg::shmem::is_preloading() {
+        GucRegistry::define_int_guc(
+            c"zdd.usage_max",
+            c"How many entries zdd.usage can have: one per change, side, role and application.",
+            c"Each takes 1,240 bytes of shared memory. When there are more, the one not seen for longest goes.",
+            &USAGE_MAX,
+            10,
+            100_000,
+            GucContext::Postmaster,
+            GucFlags::empty(),
+        );
+        GucRegistry::define_int_guc(
+            c"zdd.usage_save_interval",
+            c"How often zdd.usage is saved, so that a crash does not lose it.",
+            c"",
+            &USAGE_SAVE_INTERVAL,
+            1,
+            86_400,
+            GucContext::Sighup,
+            GucFlags::UNIT_S,
+        );
+    }
     GucRegistry::define_int_guc(
         c"zdd.max_replication_lag",
         c"Backfills wait while a standby lags behind by more WAL than this.",

@@ -18,6 +18,7 @@ mod rule;
 mod sync;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
+mod usage;
 mod verify;
 mod worker;
 
@@ -26,8 +27,13 @@ mod worker;
 extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
 extension_sql_file!("../sql/views.sql", name = "views", requires = ["catalog"]);
 extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["catalog"]);
-extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views"], finalize);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views", "usage"], finalize);
 extension_sql_file!("../sql/guard.sql", name = "guard", requires = [api::check_guard, api::check_move, "sync"]);
+extension_sql_file!(
+    "../sql/usage.sql",
+    name = "usage",
+    requires = ["catalog", api::usage_of_change, api::usage_info, api::reset_usage]
+);
 extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
 
 /// Called when the library is loaded.
@@ -36,6 +42,11 @@ extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
 pub extern "C-unwind" fn _PG_init() {
     pg::disable_backtraces();
     guc::register();
+    if pg::shmem::is_preloading() {
+        pg::shmem::install();
+        pg::hook::install();
+        usage::worker::register();
+    }
     worker::register_launcher();
 }
 

@@ -116,7 +116,7 @@ fn work_for(session: &Session, change: Change) -> Result<(), Error> {
     let Some(slot) = catalog::take_slot(change.id, Some(workers)) else { return Ok(()) };
     let (id, name) = (change.id, change.name.clone());
     worker::show_activity(Some(&format!("pg_zdd: {name}")));
-    match run_job(session, slot, change) {
+    match session.whole(|| run_job(session, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),
     }
@@ -136,12 +136,15 @@ fn run_job(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
     }
 }
 
-/// Writes down why a job came to nothing, unless the change is over, which is reason enough.
+/// Writes down why a job came to nothing, unless nobody wants it any longer, which is reason enough.
 fn give_up(id: i64, name: &str, error: &Error) -> Result<(), Error> {
-    if catalog::find_by_id(id)?.is_none() {
-        return Ok(());
+    match catalog::lock(name) {
+        Ok(change) if change.id == id && change.job.as_ref().is_some_and(|job| job.stopped.is_none()) => {}
+        Ok(_) | Err(Error::Final { .. }) => return Ok(()),
+        Err(error) => return Err(error),
     }
     let (detail, hint) = error.detail_and_hint();
+    let hint = Some(hint.unwrap_or_else(|| Error::RESUME.into()));
     catalog::set_error(id, &error.message(), hint.as_deref())?;
     catalog::stop_job(id, "error")?;
     catalog::record(id, name, "error", json!({ "error": error.message(), "detail": detail, "hint": hint }))

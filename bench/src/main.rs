@@ -1,7 +1,8 @@
 //! pg_zdd side by side with what people use today, on one scratch server, in interleaved rounds: whatever else the
 //! machine does hits all of them. Read the ratios, not the seconds.
 //!
-//! `pg_zdd_bench [writes] [backfill] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all.
+//! `pg_zdd_bench [writes] [backfill] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all of
+//! these; `usage` alone measures what recording usage costs.
 //! From the environment: ROWS (default 1,000,000), ROUNDS (default 3), FULL=1 for a table ten times as large, and
 //! ONLY="pgroll floor" for some of the contenders.
 
@@ -17,6 +18,7 @@ mod stats;
 mod subject;
 mod svg;
 mod table;
+mod usage;
 mod writes;
 
 use std::time::Instant;
@@ -94,6 +96,10 @@ fn measure(wanted: &[String]) -> Result<()> {
         Ok(value) => value.parse().map_err(|e| format!("{name}: {e}")),
         Err(_) => Ok(default),
     };
+    // It has servers of its own.
+    if std::env::args().skip(1).eq(["usage"]) {
+        return usage::run();
+    }
     let (rows, rounds) = (number("ROWS", 1_000_000)?, number("ROUNDS", 3)?);
     let full = number("FULL", 0)? > 0;
     let cluster = Cluster::start(CONF)?;

@@ -2,6 +2,7 @@
 //! and checks every value it reads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pg_zdd_cluster::fastrand::Rng;
@@ -26,7 +27,8 @@ pub enum Version {
 }
 
 impl Version {
-    fn application_name(self) -> &'static str {
+    /// What its connections call themselves.
+    pub fn application_name(self) -> &'static str {
         match self {
             Version::One => "shop 1.0",
             Version::Two => "shop 2.0",
@@ -55,12 +57,28 @@ pub struct Fleet {
     world: Arc<World>,
     record: Record,
     instances: Vec<Runner>,
+    /// How many of 1000 requests come to it.
+    share: Arc<AtomicU32>,
 }
 
 impl Fleet {
     /// Canary instances count as version 2: they share its record.
     pub fn new(version: Version, world: Arc<World>, record: Record) -> Fleet {
-        Fleet { version, world, record, instances: Vec::new() }
+        Fleet { version, world, record, instances: Vec::new(), share: Arc::new(AtomicU32::new(1000)) }
+    }
+
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether requests come to it.
+    pub fn is_used(&self) -> bool {
+        !self.instances.is_empty() && self.share.load(Ordering::Relaxed) > 0
+    }
+
+    /// Has only so many percent of the requests come to it, as a load balancer does.
+    pub fn take_percent(&self, percent: u32) {
+        self.share.store(percent * 10, Ordering::Relaxed);
     }
 
     pub fn size(&self) -> usize {
@@ -89,6 +107,7 @@ struct Instance {
     client: Client,
     sql: Sql,
     rng: Rng,
+    share: Arc<AtomicU32>,
 }
 
 /// Prepared once, then used across all phases, as a connection pool would.
@@ -129,12 +148,16 @@ impl Instance {
     fn new(fleet: &Fleet, mut client: Client) -> Result<Instance> {
         let sql = Sql::prepare(&mut client, fleet.version)?;
         let (world, record) = (fleet.world.clone(), fleet.record.clone());
-        Ok(Instance { version: fleet.version, world, record, client, sql, rng: Rng::new() })
+        let share = fleet.share.clone();
+        Ok(Instance { version: fleet.version, world, record, client, sql, rng: Rng::new(), share })
     }
 
     /// One thing a user does, then a look at the row. A row whose statement failed is not put back: it is counted as
     /// an error already, and nobody knows what it holds.
     fn step(&mut self) {
+        if self.rng.u32(..1000) >= self.share.load(Ordering::Relaxed) {
+            return;
+        }
         let dice = if self.version == Version::Canary { 0 } else { self.rng.u8(..100) };
         if dice < 15 {
             if let Some(row) = self.insert()

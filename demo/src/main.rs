@@ -1,8 +1,6 @@
 //! The demo: a rolling update on a scratch server. Version 1 of an application knows address.street, version 2 knows
 //! streetname and housenumber. Both read and write all the time while the column is split, and neither sees an error.
 
-mod app;
-mod model;
 mod timeline;
 
 use std::collections::HashMap;
@@ -12,37 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pg_zdd_cluster::load::Record;
-use pg_zdd_cluster::postgres::{Client, NoTls};
-use pg_zdd_cluster::{Cluster, Result, describe, fastrand};
+use pg_zdd_cluster::postgres::Client;
+use pg_zdd_cluster::{Cluster, Result, describe};
 
-use app::{Fleet, Place, Version, World};
-use model::{Pool, Row, Written};
+use pg_zdd_demo::app::{Fleet, Version, World};
+use pg_zdd_demo::model::{self, Row, Written};
+use pg_zdd_demo::shop::{self, SPLIT};
 use timeline::Timeline;
 
-const STREETS: &str = include_str!("../data/streets.csv");
-
-/// How many rows the applications work on; all others must come through untouched.
-const POOL: usize = 5000;
 const INSTANCES: usize = 4;
-
-const SCHEMA: &str = "
-    CREATE TABLE place (street varchar, postcode varchar, city varchar, country varchar);
-    CREATE TABLE address (
-        id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        street     varchar NOT NULL,
-        postcode   varchar,
-        city       varchar NOT NULL,
-        country    varchar,
-        updated_at timestamptz
-    );
-    CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN NEW.updated_at := now(); RETURN NEW; END';
-    CREATE TRIGGER touch BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION touch();";
-
-const SPLIT: &str = r"SELECT zdd.split_column('address', 'street',
-    columns => 'streetname varchar NOT NULL, housenumber varchar',
-    regex   => '^(?<streetname>.+?)(?:\s+(?<housenumber>\d\S*))?$',
-    join    => '{streetname}[ {housenumber}]')";
 
 const SAMPLE: &str = r"SELECT DISTINCT concat_ws(' ', streetname, housenumber) AS street_was, streetname, housenumber
     FROM address
@@ -81,23 +57,7 @@ impl Demo {
     fn new() -> Result<Demo> {
         let rows: i64 = std::env::var("ROWS").map_or(Ok(200_000), |rows| rows.parse())?;
         let cluster = Cluster::start(&[("shared_buffers", "256MB")])?;
-        let mut setup = cluster.create_database("shop")?;
-        setup.batch_execute("CREATE ROLE shop SUPERUSER LOGIN")?;
-        let mut operator = operator(&cluster)?;
-        load_streets(&mut operator, rows)?;
-        let places = places(&mut operator)?;
-        let mut others = read_all(&mut operator)?;
-        let pool = Pool::default();
-        // Not the rows without a street: those are the operator's to settle.
-        let taken: Vec<i64> = others
-            .values()
-            .filter(|row| row.street != Written::Old(String::new()))
-            .map(|row| row.id)
-            .take(POOL)
-            .collect();
-        taken.iter().filter_map(|id| others.remove(id)).for_each(|row| pool.put(row));
-
-        let world = Arc::new(World { pool, places });
+        let (operator, world, others) = shop::open(&cluster, rows)?;
         let (old, new) = (Record::default(), Record::default());
         let timeline = Timeline::new(old.clone(), new.clone());
         timeline.tell(&format!("a table of {rows} addresses, on a scratch server of its own"));
@@ -265,42 +225,4 @@ impl Demo {
 /// A while in which nothing happens but what the applications do.
 fn watch() {
     std::thread::sleep(Duration::from_millis(1500));
-}
-
-/// A connection that prints the messages it gets, as psql does.
-fn operator(cluster: &Cluster) -> Result<Client> {
-    let mut config = cluster.config("shop", "shop", "operator");
-    config.notice_callback(|notice| println!("          {}:  {}", notice.severity(), notice.message()));
-    Ok(config.connect(NoTls)?)
-}
-
-/// Loads the streets and multiplies them.
-fn load_streets(client: &mut Client, rows: i64) -> Result<()> {
-    client.batch_execute(SCHEMA)?;
-    let mut copy = client.copy_in("COPY place FROM STDIN (FORMAT csv, HEADER)")?;
-    copy.write_all(STREETS.as_bytes())?;
-    let count = i64::try_from(copy.finish()?)?;
-    client.execute(
-        "INSERT INTO address (street, postcode, city, country)
-         SELECT street, postcode, city, country FROM generate_series(0, $1::bigint / $2::bigint), place LIMIT $1",
-        &[&rows, &count],
-    )?;
-    client.batch_execute("VACUUM ANALYZE address")?;
-    Ok(())
-}
-
-fn places(client: &mut Client) -> Result<Vec<Place>> {
-    let rows = client.query("SELECT street, postcode, city, country FROM place WHERE street <> ''", &[])?;
-    let mut places: Vec<Place> = rows
-        .iter()
-        .map(|row| Place { street: row.get(0), postcode: row.get(1), city: row.get(2), country: row.get(3) })
-        .collect();
-    fastrand::shuffle(&mut places);
-    Ok(places)
-}
-
-fn read_all(client: &mut Client) -> Result<HashMap<i64, Row>> {
-    let rows = client.query("SELECT id, street, city FROM address", &[])?;
-    let row = |id: i64, street, city| (id, Row { id, street: Written::Old(street), city });
-    Ok(rows.iter().map(|r| row(r.get(0), r.get(1), r.get(2))).collect())
 }

@@ -157,7 +157,7 @@ impl Room {
     /// Of a page's rows, one in so many is moved on each visit.
     const ROWS_PER_MOVE: usize = 16;
     /// With so much space to be free on the next visit, no more rows need to be moved.
-    const ENOUGH: usize = PAGE_SIZE / 5;
+    const ENOUGH: usize = PAGE_SIZE / 4;
 
     fn on_page_of(row: &Row<'_>) -> Room {
         let block = row.tid().block;

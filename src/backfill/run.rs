@@ -271,25 +271,31 @@ impl<'s> Run<'s> {
                         Step::Stopped => return Ok(End::Stopped),
                     }
                 }
-                Err(error) if error.is_transient() => {
-                    let message = error.message();
-                    self.session.transaction(|| catalog::set_error(self.change.id, &message, None))?;
-                    self.wait("another try after an error")?;
+                Err(error) => {
                     failures += 1;
-                    lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
+                    self.back_off(Error::Caught(error), failures)?;
                 }
-                Err(error) => return Err(Error::Caught(error)),
             }
         }
     }
 
+    /// Waits before another try, longer after each failure; not after an error that would come again.
+    fn back_off(&mut self, error: Error, failures: u32) -> Result<(), Error> {
+        if !error.is_transient() {
+            return Err(error);
+        }
+        self.session.transaction(|| catalog::set_error(self.change.id, &error.message(), None))?;
+        self.wait("another try after an error")?;
+        lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
+        Ok(())
+    }
+
     /// What to wait for before the next batch, and how long until the next look.
     fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
-        let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
-        let pause = limit.wait(self.limited_rows, self.limited_since.elapsed());
-        if !pause.is_zero() {
-            self.follow()?;
-            return Ok(Some((RATE_LIMIT.into(), pause)));
+        if !self.rate_pause().is_zero() {
+            let stopped = self.follow()?;
+            let pause = self.rate_pause();
+            return Ok((!stopped && !pause.is_zero()).then(|| (RATE_LIMIT.into(), pause)));
         }
         if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
             return Ok(None);
@@ -301,6 +307,11 @@ impl<'s> Run<'s> {
             Some(reason) => Ok((!self.follow()?).then_some((reason, LOOK_INTERVAL))),
             None => Ok(None),
         }
+    }
+
+    fn rate_pause(&self) -> Duration {
+        let limit = RateLimit { max_rows_per_second: self.change.max_rows_per_second };
+        limit.wait(self.limited_rows, self.limited_since.elapsed())
     }
 
     /// Learns of other settings; another limit begins to count anew. Returns whether there is nothing more to wait for.

@@ -56,9 +56,8 @@ pub fn blocked() -> Result<usize, Error> {
 fn caught<T>(f: impl FnOnce() -> Result<T, Error>) -> Reading<T> {
     match catch(f) {
         Ok(result) => result.map_err(|error| error.message()),
-        Err(error) if error.is_about_data() => Err(error.message()),
-        // A cancel request, or the end of the server.
-        Err(error) => error.rethrow(),
+        Err(error) if error.is_interrupt() => error.rethrow(),
+        Err(error) => Err(error.message()),
     }
 }
 

@@ -8,15 +8,28 @@ use pgrx::pg_sys;
 pub type Listener = fn(Option<pg_sys::Oid>);
 
 thread_local! {
+    /// Of relations, functions and types.
     static LISTENER: Cell<Option<Listener>> = const { Cell::new(None) };
+    /// Of relations alone.
+    static RELATION_LISTENER: Cell<Option<Listener>> = const { Cell::new(None) };
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As `listen`, but functions and types do not matter to this listener.
+pub fn listen_to_relations(listener: Listener) {
+    RELATION_LISTENER.set(Some(listener));
+    register();
 }
 
 /// Calls `listener` with each relation whose definition changes, and with `None` when any may have changed. It is called
-/// at any point where PostgreSQL accepts invalidations, so it must only note down what it hears. Only the first listener
-/// counts: callbacks cannot be unregistered.
+/// at any point where PostgreSQL accepts invalidations, so it must only note down what it hears. There is one such listener.
 pub fn listen(listener: Listener) {
-    if LISTENER.get().is_none() {
-        LISTENER.set(Some(listener));
+    LISTENER.set(Some(listener));
+    register();
+}
+
+fn register() {
+    if !REGISTERED.replace(true) {
         // SAFETY: the callback is a plain function that lives as long as the library, which is never unloaded.
         unsafe {
             let none = pg_sys::Datum::from(0);
@@ -38,7 +51,7 @@ unsafe extern "C-unwind" fn on_syscache(_argument: pg_sys::Datum, _cache: i32, _
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn on_relcache(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    if let Some(listener) = LISTENER.get() {
+    for listener in [LISTENER.get(), RELATION_LISTENER.get()].into_iter().flatten() {
         listener((relation != pg_sys::InvalidOid).then_some(relation));
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod expr;
 mod ffi;
+pub mod hook;
 pub mod inval;
 pub mod lock;
 pub mod memory;
@@ -10,6 +11,7 @@ pub mod page;
 pub mod parse;
 pub mod security;
 pub mod session;
+pub mod shmem;
 pub mod subxact;
 pub mod table;
 pub mod trigger;
@@ -50,6 +52,18 @@ pub(crate) unsafe fn c_string(text: *const core::ffi::c_char) -> String {
 pub(crate) unsafe fn tag<T>(node: *const T) -> pg_sys::NodeTag {
     // SAFETY: every node begins with its tag.
     unsafe { (*node.cast::<pg_sys::Node>()).type_ }
+}
+
+/// A time, in microseconds since PostgreSQL's epoch, as the session writes it.
+pub fn timestamp_text(time: i64) -> String {
+    // SAFETY: gives a string in a static buffer, which is copied at once.
+    unsafe { c_string(pg_sys::timestamptz_to_str(time)) }
+}
+
+/// Reads the configuration file again, as a process does that was told to.
+pub fn reload_settings() {
+    // SAFETY: called by a background worker between two pieces of work.
+    unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
 }
 
 /// The text of a String node.

@@ -20,6 +20,15 @@ pub fn as_role<R>(role: pg_sys::Oid, confinement: Confinement, f: impl FnOnce() 
     f()
 }
 
+thread_local! {
+    static DEPTH: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// Whether what runs right now is ours, or was called by us, and not what an application asked for.
+pub fn acts_for_extension() -> bool {
+    DEPTH.get() > 0
+}
+
 /// The role that a function acts for right now.
 pub fn current_role() -> pg_sys::Oid {
     // SAFETY: reads a backend variable.
@@ -70,12 +79,14 @@ impl Guard {
             pg_sys::SetUserIdAndSecContext(role, saved_context | flags as i32);
         }
         let settings = Settings::override_with(&[(c"search_path", c"pg_catalog, pg_temp")]);
+        DEPTH.set(DEPTH.get() + 1);
         Guard { role: saved_role, context: saved_context, settings }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
         self.settings.restore();
         if !std::thread::panicking() {
             // SAFETY: gives back what `enter` took; see there for errors.

@@ -72,6 +72,16 @@ impl Session {
         }
     }
 
+    /// Runs all that a worker does, transactions and what is between them, where a cancel request may come too: its error is
+    /// returned.
+    pub fn whole<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        caught(f).unwrap_or_else(|error| {
+            // SAFETY: a worker's transactions are its own; outside of one this does nothing.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            Err(error)
+        })
+    }
+
     /// Runs one statement that begins transactions of its own, such as VACUUM, as a client would. Only a worker can.
     pub fn top_level(&self, sql: &str) -> Result<(), Error> {
         let sql = CString::new(sql).map_err(|error| Error::Spi(error.to_string()))?;
@@ -150,13 +160,10 @@ fn commit() -> Result<(), Error> {
 }
 
 /// Runs what may end the transaction; its error is returned.
-fn caught(f: impl FnOnce()) -> Result<(), Error> {
-    PgTryBuilder::new(AssertUnwindSafe(|| {
-        f();
-        Ok(())
-    }))
-    .catch_others(|error| Err(Error::Caught(Caught::new(error))))
-    .execute()
+fn caught<T>(f: impl FnOnce() -> T) -> Result<T, Error> {
+    PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
+        .catch_others(|error| Err(Error::Caught(Caught::new(error))))
+        .execute()
 }
 
 impl Drop for Session {

@@ -57,13 +57,21 @@ impl Caught {
         )
     }
 
+    /// Whether the user or the server wants to have an end.
+    pub fn is_interrupt(&self) -> bool {
+        self.is_of_class(&[*b"57"])
+    }
+
     /// Whether it says something about the data or the code that looked at them, rather than that the server or the
     /// user wants the statement to end.
     pub fn is_about_data(&self) -> bool {
+        !self.is_of_class(&[*b"53", *b"54", *b"57", *b"58", *b"XX", *b"40", *b"25"])
+    }
+
+    fn is_of_class(&self, classes: &[[u8; 2]]) -> bool {
         // The class of an SQLSTATE is its first two characters, 6 bits each.
         let class = self.code() as i32 & 0xfff;
-        let class_of = |text: [u8; 2]| i32::from(text[0] - b'0') | i32::from(text[1] - b'0') << 6;
-        ![*b"53", *b"54", *b"57", *b"58", *b"XX", *b"40", *b"25"].map(class_of).contains(&class)
+        classes.iter().any(|text| class == i32::from(text[0] - b'0') | i32::from(text[1] - b'0') << 6)
     }
 }
 

@@ -48,6 +48,12 @@ impl RowTrigger {
         unsafe { (*(*self.data).tg_trigger).tgoid }
     }
 
+    /// The name of the trigger.
+    pub fn name(&self) -> String {
+        // SAFETY: see `is_update`; a trigger has a name.
+        unsafe { c_string((*(*self.data).tg_trigger).tgname) }
+    }
+
     /// Whether the table is a partition, which an UPDATE may move rows out of and into.
     pub fn is_on_partition(&self) -> bool {
         // SAFETY: see `is_update`.
@@ -121,6 +127,32 @@ impl RowTrigger {
     }
 }
 
+/// The sync triggers of a table, as name and argument, from what PostgreSQL keeps in memory of every open table.
+pub fn sync_triggers(table: &Table) -> Vec<(String, String)> {
+    // SAFETY: an open relation's triggers are valid for as long as it is open and locked; each has a name and `tgnargs`
+    // arguments. The catalogs are asked only about functions of triggers that look like ours.
+    unsafe {
+        let Some(all) = (*table.raw()).trigdesc.as_ref() else { return Vec::new() };
+        let count = usize::try_from(all.numtriggers).unwrap_or(0);
+        let ours = (0..count).map(|index| &*all.triggers.add(index)).filter(|trigger| {
+            trigger.tgnargs == 1 && c_string(trigger.tgname).starts_with(NAME_PREFIX) && is_sync(trigger.tgfoid)
+        });
+        ours.map(|trigger| (c_string(trigger.tgname), c_string(*trigger.tgargs))).collect()
+    }
+}
+
+/// Whether a function is zdd.sync.
+fn is_sync(function: pg_sys::Oid) -> bool {
+    // SAFETY: the functions give palloc'ed strings, or NULL when there is no such object.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_func_namespace(function));
+        c_string(pg_sys::get_func_name(function)) == "sync" && c_string(schema) == "zdd"
+    }
+}
+
+/// How the names of sync triggers begin: '~' sorts after all other ASCII characters.
+pub const NAME_PREFIX: &str = "~zdd_";
+
 /// The SQL function zdd.sync(). Not a `#[pg_extern]`: it runs for every row that is written.
 ///
 /// # Safety
@@ -128,7 +160,10 @@ impl RowTrigger {
 #[unsafe(no_mangle)]
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn zdd_sync(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    match RowTrigger::from_call(fcinfo).and_then(|trigger| crate::sync::fire(&trigger)) {
+    let fired = RowTrigger::from_call(fcinfo).and_then(|trigger| {
+        crate::sync::fire(&trigger).inspect_err(|error| crate::usage::failed(&trigger.name(), error))
+    });
+    match fired {
         Ok(tuple) => tuple,
         Err(error) => {
             pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);

@@ -72,10 +72,35 @@ struct Owner {
 impl Cluster {
     /// Makes a cluster and starts it. `conf` are lines of postgresql.conf.
     pub fn start(conf: &[(&str, &str)]) -> Result<Cluster> {
+        let cluster = Cluster::empty()?;
+        cluster.run(cluster.server_tool("initdb").arg("-D").arg(cluster.pgdata()).args([
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+            "--no-instructions",
+        ]))?;
+        cluster.configure(DEFAULTS)?;
+        cluster.start_at_own_socket(conf)
+    }
+
+    /// Makes a streaming standby of this server and starts it. It has this server's settings, but for `conf`. This server
+    /// knows it by its `cluster_name`.
+    pub fn standby(&self, conf: &[(&str, &str)]) -> Result<Cluster> {
+        let standby = Cluster::empty()?;
+        let mut copy = standby.server_tool("pg_basebackup");
+        copy.arg("-D").arg(standby.pgdata()).arg("-h").arg(self.socket_dir());
+        standby.run(copy.args(["-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"]))?;
+        standby.start_at_own_socket(conf)
+    }
+
+    /// A folder, and who cleans it up.
+    fn empty() -> Result<Cluster> {
         let bin = bin_dir()?;
         let owner = if geteuid().is_root() { Some(Owner::of("postgres")?) } else { None };
         let dir = make_dir(owner)?;
-        // The janitor comes first, so that a failure below leaves nothing behind either.
+        // The janitor comes first, so that a failure later leaves nothing behind either.
         let janitor = command("sh", owner, &dir)
             .args(["-c", JANITOR, "janitor"])
             .args([&bin, &dir])
@@ -86,26 +111,33 @@ impl Cluster {
             // Out of the terminal's process group: Ctrl-C must not reach it.
             .process_group(0)
             .spawn()?;
-        let cluster = Cluster { dir, bin, owner, janitor };
-        cluster.run(cluster.server_tool("initdb").arg("-D").arg(cluster.pgdata()).args([
-            "--username=postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-            "--no-instructions",
-        ]))?;
-        let socket_dir = cluster.socket_dir().to_string_lossy().into_owned();
-        let sockets = [("unix_socket_directories", &*socket_dir)];
-        let settings = DEFAULTS.iter().chain(&sockets).chain(conf);
+        Ok(Cluster { dir, bin, owner, janitor })
+    }
+
+    fn start_at_own_socket(self, conf: &[(&str, &str)]) -> Result<Cluster> {
+        let socket_dir = self.socket_dir().to_string_lossy().into_owned();
+        self.configure(&[("unix_socket_directories", &*socket_dir)])?;
+        self.configure(conf)?;
+        self.start_again()?;
+        Ok(self)
+    }
+
+    /// Adds lines to postgresql.conf, which the next start reads. The last line for a setting wins.
+    pub fn configure(&self, conf: &[(&str, &str)]) -> Result<()> {
         let lines: String =
-            settings.map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
-        std::fs::OpenOptions::new()
-            .append(true)
-            .open(cluster.pgdata().join("postgresql.conf"))?
-            .write_all(lines.as_bytes())?;
-        cluster.start_again()?;
-        Ok(cluster)
+            conf.iter().map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
+        let mut file = std::fs::OpenOptions::new().append(true).open(self.pgdata().join("postgresql.conf"))?;
+        Ok(file.write_all(lines.as_bytes())?)
+    }
+
+    /// Makes the running server read its configuration anew.
+    pub fn reload(&self) -> Result<()> {
+        self.run(self.server_tool("pg_ctl").args(["reload", "-s", "-D"]).arg(self.pgdata()))
+    }
+
+    /// Makes a standby a server of its own, and waits until it takes writes.
+    pub fn promote(&self) -> Result<()> {
+        self.run(self.server_tool("pg_ctl").args(["promote", "-w", "-s", "-D"]).arg(self.pgdata()))
     }
 
     /// Starts the stopped server (and waits for the end of a recovery).
@@ -128,8 +160,12 @@ impl Cluster {
 
     /// SIGKILL to one backend: the postmaster ends all others and recovers from the WAL.
     pub fn kill9_backend(&self, pid: i32) -> Result<()> {
-        let pid = Pid::from_raw(pid).ok_or("no process has that id")?;
-        Ok(kill_process(pid, Signal::KILL)?)
+        kill(pid, Signal::KILL)
+    }
+
+    /// SIGTERM to one backend, as an administrator sends it.
+    pub fn kill_backend(&self, pid: i32) -> Result<()> {
+        kill(pid, Signal::TERM)
     }
 
     /// How to connect, for callers that want more than `connect`.
@@ -231,6 +267,11 @@ impl Drop for Cluster {
         drop(self.janitor.stdin.take());
         let _ = self.janitor.wait();
     }
+}
+
+fn kill(pid: i32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid).ok_or("no process has that id")?;
+    Ok(kill_process(pid, signal)?)
 }
 
 impl Owner {

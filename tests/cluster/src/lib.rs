@@ -2,6 +2,7 @@
 //!
 //! Used by the integration tests, the demo and the bench, and by `make test` for pg_regress (`bin/scratch.rs`).
 
+pub mod address;
 mod cluster;
 pub mod load;
 pub mod session;

@@ -19,6 +19,8 @@ struct Sample {
 pub struct Failure {
     pub at: Instant,
     pub text: String,
+    /// The statement succeeded, but what it found is not what was written.
+    pub wrong_value: bool,
 }
 
 /// The statements of one group of clients. Clones share the record.
@@ -46,11 +48,16 @@ impl Record {
         let sent = Instant::now();
         let result = statement();
         self.lock().samples.push(Sample { sent, took: sent.elapsed() });
-        result.map_err(|e| self.fail(format!("{what}: {}", describe(&e)))).ok()
+        result.map_err(|e| self.add(format!("{what}: {}", describe(&e)), false)).ok()
     }
 
+    /// Records that a statement succeeded but found what it should not.
     pub fn fail(&self, text: String) {
-        self.lock().failures.push(Failure { at: Instant::now(), text });
+        self.add(text, true);
+    }
+
+    fn add(&self, text: String, wrong_value: bool) {
+        self.lock().failures.push(Failure { at: Instant::now(), text, wrong_value });
     }
 
     pub fn failures(&self) -> Vec<Failure> {

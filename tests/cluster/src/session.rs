@@ -12,7 +12,14 @@ use crate::{Cluster, describe};
 pub fn shared_cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let settings = [("max_prepared_transactions", "5"), ("wal_level", "logical")];
+        // Tests of the launcher have a cluster of their own.
+        let settings = [
+            ("max_prepared_transactions", "5"),
+            ("wal_level", "logical"),
+            ("max_worker_processes", "32"),
+            ("shared_preload_libraries", "pg_zdd"),
+            ("zdd.auto_resume", "off"),
+        ];
         Cluster::start(&settings).unwrap_or_else(|e| panic!("no cluster: {e}"))
     })
 }
@@ -60,6 +67,12 @@ impl Session {
     #[track_caller]
     pub fn another(&self) -> Session {
         Session::connect(self.config.clone())
+    }
+
+    /// A connection to the database of this name on another cluster: a standby, or the same cluster after a restart.
+    #[track_caller]
+    pub fn at(&self, cluster: &Cluster) -> Session {
+        Session::connect(cluster.config(self.config.get_dbname().unwrap_or_default(), "postgres", "test"))
     }
 
     /// Another connection to the same database, as another role.

@@ -1,50 +1,15 @@
 //! A backfill that is killed, cancelled, locked out and moved under: nothing is lost, nothing is done twice.
 
-use std::time::Duration;
-
+use pg_zdd_cluster::address::{PATIENCE, address, check_expanded, rows_split, split};
 use pg_zdd_cluster::fastrand::Rng;
 use pg_zdd_cluster::session::{Background, Session};
 use pg_zdd_cluster::{Cluster, Stop, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const BACKFILL: &str = "CALL zdd.backfill('address.street')";
-
-const RULE: &str = r#"columns => 'streetname varchar NOT NULL, housenumber varchar',
-    regex => '^(?<streetname>.+?)(?:\s+(?<housenumber>\d\S*))?$', "join" => '{streetname}[ {housenumber}]'"#;
-
-/// Splits the street of `address`, slowly enough to come in between.
-fn split(db: &mut Session) {
-    db.run(&format!("SELECT zdd.split_column('address', 'street', {RULE})"));
-    db.run("SELECT zdd.alter_change('address.street', batch_target => '1ms', max_rows_per_second => 20000)");
-}
-
-/// The table of addresses, expanding.
-fn address(mut db: Session, rows: i32) -> Session {
-    db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text)");
-    db.run(&format!("INSERT INTO address SELECT i, 'Elm Street ' || i FROM generate_series(1, {rows}) AS i"));
-    split(&mut db);
-    db
-}
-
-fn rows_split(db: &mut Session) -> i64 {
-    db.number("SELECT rows_split FROM zdd.changes")
-}
 
 /// Waits until a backfill has split so many rows, or has ended.
 fn wait_for_rows(db: &mut Session, backfill: &Background, rows: i64) {
     wait_until("rows are split", PATIENCE, || Ok(rows_split(db) >= rows || backfill.has_ended())).expect("progress");
-}
-
-/// Every row is split, and the backfill has counted each row once.
-#[track_caller]
-fn check_expanded(db: &mut Session, rows: i64, split_by_backfill: i64) {
-    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanded");
-    assert_eq!(
-        db.text("SELECT rows, in_sync, unmatched, pending, diverged FROM zdd.verify('address.street')"),
-        format!("{rows}|{rows}|0|0|0")
-    );
-    let counted = db.text("SELECT detail->>'rows_split' FROM zdd.events WHERE event = 'expanded'");
-    assert_eq!((counted.parse(), rows_split(db)), (Ok(split_by_backfill), split_by_backfill));
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,189 @@
+//! The hooks: where statements are seen, and errors. Each calls the hook that was there before it.
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+use crate::usage::store::{self, Name};
+use crate::usage::{self, Statement};
+
+static PREVIOUS_CHECK: OnceLock<pg_sys::ExecutorCheckPerms_hook_type> = OnceLock::new();
+static PREVIOUS_LOG: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
+
+/// Sets the hooks. Called by `_PG_init` while the server preloads us.
+pub fn install() {
+    // SAFETY: set in the postmaster's only thread, before anything calls them; the previous ones are kept.
+    unsafe {
+        if PREVIOUS_CHECK.set(pg_sys::ExecutorCheckPerms_hook).is_ok() {
+            pg_sys::ExecutorCheckPerms_hook = Some(check_permissions);
+        }
+        if PREVIOUS_LOG.set(pg_sys::emit_log_hook).is_ok() {
+            pg_sys::emit_log_hook = Some(emit_log);
+        }
+    }
+}
+
+/// Columns of a relation, as PostgreSQL's parser has marked them.
+pub struct Columns(*const pg_sys::Bitmapset);
+
+impl Columns {
+    /// Whether a column is among them, by number.
+    pub fn has(&self, column: i16) -> bool {
+        const BITS: usize = pg_sys::bitmapword::BITS as usize;
+        let Ok(bit) = usize::try_from(i32::from(column) - pg_sys::FirstLowInvalidHeapAttributeNumber) else {
+            return false;
+        };
+        // SAFETY: NULL is the empty set; else it has `nwords` words. It belongs to the statement under way.
+        unsafe {
+            let Some(set) = self.0.as_ref() else { return false };
+            bit / BITS < set.nwords as usize && (*set.words.as_ptr().add(bit / BITS) >> (bit % BITS)) & 1 == 1
+        }
+    }
+
+    /// Whether the row is used as a whole, by the table's name.
+    pub fn has_whole_row(&self) -> bool {
+        self.has(0)
+    }
+}
+
+/// What a statement does to the columns of one relation.
+pub struct Access {
+    pub relation: pg_sys::Oid,
+    pub selected: Columns,
+    pub inserted: Columns,
+    pub updated: Columns,
+}
+
+#[cfg(any(feature = "pg14", feature = "pg15"))]
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn check_permissions(range_table: *mut pg_sys::List, raise: bool) -> bool {
+    if let Some(previous) = PREVIOUS_CHECK.get().copied().flatten() {
+        // SAFETY: called as PostgreSQL called us.
+        if !unsafe { pg_guard_ffi_boundary(|| previous(range_table, raise)) } {
+            return false;
+        }
+    }
+    if usage::is_recording() {
+        let mut statement = Statement::default();
+        // SAFETY: a range table is a list of RangeTblEntry nodes.
+        for entry in unsafe { elements::<pg_sys::RangeTblEntry>(range_table) } {
+            // What PostgreSQL has added by itself, such as partitions, asks for no permission.
+            if entry.rtekind == pg_sys::RTEKind::RTE_RELATION && entry.requiredPerms != 0 {
+                statement.touch(&Access {
+                    relation: entry.relid,
+                    selected: Columns(entry.selectedCols),
+                    inserted: Columns(entry.insertedCols),
+                    updated: Columns(entry.updatedCols),
+                });
+            }
+        }
+        statement.count();
+    }
+    true
+}
+
+#[cfg(not(any(feature = "pg14", feature = "pg15")))]
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn check_permissions(
+    range_table: *mut pg_sys::List,
+    permissions: *mut pg_sys::List,
+    raise: bool,
+) -> bool {
+    if let Some(previous) = PREVIOUS_CHECK.get().copied().flatten() {
+        // SAFETY: called as PostgreSQL called us.
+        if !unsafe { pg_guard_ffi_boundary(|| previous(range_table, permissions, raise)) } {
+            return false;
+        }
+    }
+    if usage::is_recording() {
+        let mut statement = Statement::default();
+        // SAFETY: a list of RTEPermissionInfo nodes.
+        for entry in unsafe { elements::<pg_sys::RTEPermissionInfo>(permissions) } {
+            if entry.requiredPerms != 0 {
+                statement.touch(&Access {
+                    relation: entry.relid,
+                    selected: Columns(entry.selectedCols),
+                    inserted: Columns(entry.insertedCols),
+                    updated: Columns(entry.updatedCols),
+                });
+            }
+        }
+        statement.count();
+    }
+    true
+}
+
+/// The elements of a list of nodes, without a copy: this runs for every statement.
+///
+/// # Safety
+/// `list` is NIL or a valid list of pointers to `T` that lives as long as the result is used.
+unsafe fn elements<'l, T: 'l>(list: *mut pg_sys::List) -> impl Iterator<Item = &'l T> {
+    // SAFETY: the caller vouches for the list; `length` elements are initialised.
+    unsafe {
+        let count = list.as_ref().map_or(0, |list| list.length as usize);
+        (0..count).map(move |index| &*(*(*list).elements.add(index)).ptr_value.cast::<T>())
+    }
+}
+
+/// Sees the errors that go to the server's log. It reads no catalog, since the transaction is broken, and raises nothing.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
+    // SAFETY: PostgreSQL passes the error that it reports; its texts are NULL or NUL-terminated.
+    unsafe {
+        if let Some(previous) = PREVIOUS_LOG.get().copied().flatten() {
+            pg_guard_ffi_boundary(|| previous(error));
+        }
+        let Some(error) = error.as_ref() else { return };
+        let undefined_column = pgrx::PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN as i32;
+        if error.elevel == pgrx::PgLogLevel::ERROR as i32
+            && error.sqlerrcode == undefined_column
+            && !error.message.is_null()
+            && !pg_sys::MyProc.is_null()
+        {
+            // SQL inside a function comes with its own text.
+            let inner = error.internalquery.cast_const();
+            let statement = if inner.is_null() { pg_sys::debug_query_string } else { inner };
+            let statement = if statement.is_null() { &[] } else { CStr::from_ptr(statement).to_bytes() };
+            usage::undefined_column(CStr::from_ptr(error.message).to_bytes(), statement);
+        }
+    }
+}
+
+/// Whether this process runs a part of a statement for another.
+pub fn is_parallel_worker() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
+}
+
+/// The database that the session is connected to.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// The session's application_name.
+pub fn application_name() -> Name {
+    // SAFETY: NULL or a NUL-terminated string that stays until the setting changes.
+    unsafe {
+        let name = pg_sys::application_name;
+        if name.is_null() { [0; 64] } else { store::name(CStr::from_ptr(name).to_bytes()) }
+    }
+}
+
+/// The beginning of what the client has sent.
+pub fn query_text(most: usize) -> &'static [u8] {
+    // SAFETY: NULL or the NUL-terminated text of the statement under way, which the caller copies at once.
+    unsafe {
+        let text = pg_sys::debug_query_string;
+        if text.is_null() { &[] } else { store::cut(CStr::from_ptr(text).to_bytes(), most) }
+    }
+}
+
+/// The main function of the process that saves usage.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn zdd_save_usage(_argument: pg_sys::Datum) {
+    usage::worker::run();
+}

@@ -1,0 +1,169 @@
+//! What is known of the users of a change.
+
+use std::time::Duration;
+
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiError};
+
+use super::store::{Entry, Header, Side, Slot};
+use super::{now, store};
+use crate::backfill::plan::format_duration;
+use crate::catalog::{self, Change};
+use crate::ddl::trigger_name;
+use crate::error::Error;
+use crate::pg::lock::tree;
+use crate::pg::security::{acts_for, current_role, role_name, with_settings};
+use crate::pg::{hook, shmem, timestamp_text};
+
+/// What was recorded of a change of this database; `None` if nothing can be.
+pub fn entries(change: &str) -> Option<Vec<Entry>> {
+    let (database, change) = (hook::database().to_u32(), store::name(trigger_name(change).as_bytes()));
+    shmem::read(|_, slots| {
+        let of_change = |slot: &&Slot| slot.key().is_some_and(|key| key.is_about(database, &change));
+        slots.iter().filter(of_change).filter_map(Slot::entry).collect()
+    })
+}
+
+/// Starts counting anew.
+pub fn reset(change: &str) {
+    let (database, change) = (hook::database().to_u32(), store::name(trigger_name(change).as_bytes()));
+    shmem::write(|_, slots| {
+        let of_change = |slot: &&mut Slot| slot.key().is_some_and(|key| key.is_about(database, &change));
+        slots.iter_mut().filter(of_change).for_each(Slot::reset);
+    });
+}
+
+/// Whether the current role may see what others run.
+pub fn may_see_samples() -> bool {
+    acts_for(current_role(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS))
+}
+
+/// What zdd.usage_info shows.
+pub struct Info {
+    pub recorded_since: i64,
+    pub saved_at: Option<i64>,
+    pub entries: usize,
+    pub entries_max: usize,
+    pub evicted: u64,
+    pub memory: usize,
+}
+
+pub fn info() -> Option<Info> {
+    shmem::read(|header: &Header, slots: &[Slot]| Info {
+        recorded_since: header.recorded_since,
+        saved_at: (header.saved_at != 0).then_some(header.saved_at),
+        entries: slots.iter().filter(|slot| slot.key().is_some()).count(),
+        entries_max: slots.len(),
+        evicted: header.evicted,
+        memory: shmem::size(slots.len()),
+    })
+}
+
+/// The subscriptions that write a table, and their owners. What they write passes no executor, and so is not counted.
+pub fn subscriptions(relation: pg_sys::Oid) -> Result<Vec<(String, String)>, Error> {
+    let sql = "select s.subname::text, pg_get_userbyid(s.subowner)::text from pg_subscription as s
+        where s.subenabled and exists (
+            select from pg_subscription_rel as r where r.srsubid = s.oid and r.srrelid = any ($1))
+        order by 1";
+    // Only reads: a standby has users too.
+    let rows = with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
+        Spi::connect(|client| {
+            let rows = client.select(sql, None, &[tree(relation).into()])?;
+            rows.map(|row| Ok((row.get(1)?, row.get(2)?))).collect::<Result<Vec<_>, SpiError>>()
+        })
+    })?;
+    Ok(rows.into_iter().filter_map(|(name, owner)| name.zip(owner)).collect())
+}
+
+/// Whether an old column is out of use.
+pub enum Standing {
+    /// Nobody was seen using it for so long.
+    Quiet,
+    /// These were, a line each.
+    Used(Vec<String>),
+    /// That cannot be told, for this reason.
+    Unknown(String),
+}
+
+/// What is known of the use of a change's old column in the last while.
+pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
+    let Some(entries) = entries(&change.name) else {
+        return Ok(Standing::Unknown("Usage is not recorded: pg_zdd is not in shared_preload_libraries.".to_owned()));
+    };
+    let now = now();
+    let ago = |time: i64| Duration::from_micros(u64::try_from(now - time).unwrap_or(0));
+    let mut users: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.side == Side::Old && ago(entry.last_seen) < period).collect();
+    users.sort_by_key(|entry| std::cmp::Reverse(entry.last_seen));
+    let mut lines: Vec<String> = users.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect();
+    if users.len() > MOST_LINES {
+        lines.push(format!("and {} more: see zdd.usage", users.len() - MOST_LINES));
+    }
+    lines.extend(subscriptions(change.relation)?.into_iter().map(|(name, owner)| {
+        format!("subscription \"{name}\" of role \"{owner}\" writes the table; what it writes is not counted")
+    }));
+    if !lines.is_empty() {
+        return Ok(Standing::Used(lines));
+    }
+    let (recorded, evicted) =
+        shmem::read(|header, _| (ago(header.recorded_since), header.evicted_old_seen)).unwrap_or_default();
+    let age = ago(catalog::times(change.id)?.0);
+    if recorded.min(age) < period {
+        return Ok(Standing::Unknown(format!(
+            "Usage has been recorded for {}, since the {}.",
+            format_duration(recorded.min(age)),
+            if recorded < age { "server was started" } else { "change began" }
+        )));
+    }
+    if evicted != 0 && ago(evicted) < period {
+        return Ok(Standing::Unknown(format!(
+            "What was recorded {} ago had to make room for others: raise zdd.usage_max.",
+            format_duration(ago(evicted))
+        )));
+    }
+    Ok(Standing::Quiet)
+}
+
+/// Who has named a fenced column in vain, a line each.
+pub fn failed_while_fenced(change: &Change) -> Result<Vec<String>, Error> {
+    let (_, fenced_at) = catalog::times(change.id)?;
+    let now = now();
+    let mut entries = entries(&change.name).unwrap_or_default();
+    entries.retain(|entry| entry.side == Side::Old && entry.errors > 0 && entry.last_seen >= fenced_at);
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.last_seen));
+    Ok(entries.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect())
+}
+
+const MOST_LINES: usize = 10;
+
+/// A user as a line of a message.
+fn line(entry: &Entry, now: i64) -> String {
+    let count = |count: u64, one: &str| match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {one}s"),
+    };
+    let mut counts = vec![count(entry.reads, "read"), count(entry.writes, "write")];
+    if entry.errors > 0 {
+        counts.push(count(entry.errors, "error"));
+    }
+    if !entry.is_counted() {
+        counts = vec!["nothing since the reset".to_owned()];
+    }
+    let ago = Duration::from_micros(u64::try_from(now - entry.last_seen).unwrap_or(0));
+    let mut line = format!(
+        "role \"{}\", application \"{}\": {}, last seen {} ({} ago)",
+        role_name(entry.role.into()),
+        entry.application,
+        counts.join(", "),
+        timestamp_text(entry.last_seen),
+        format_duration(ago)
+    );
+    if entry.reads > 0 && entry.reads == entry.whole_row && entry.writes == 0 {
+        line.push_str(", always with all columns, so it may be no more than SELECT *");
+    }
+    if may_see_samples() && !entry.sample.is_empty() {
+        let sample: String = entry.sample.split_whitespace().collect::<Vec<_>>().join(" ");
+        line.push_str(&format!(": {}", crate::error::shown(&sample)));
+    }
+    line
+}
