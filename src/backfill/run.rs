@@ -293,9 +293,14 @@ impl<'s> Run<'s> {
     /// What to wait for before the next batch, and how long until the next look.
     fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
         if !self.rate_pause().is_zero() {
-            let stopped = self.follow()?;
+            if self.follow()? {
+                return Ok(None);
+            }
+            // There may be no limit any longer, or the time may be up by now.
             let pause = self.rate_pause();
-            return Ok((!stopped && !pause.is_zero()).then(|| (RATE_LIMIT.into(), pause)));
+            if !pause.is_zero() {
+                return Ok(Some((RATE_LIMIT.into(), pause)));
+            }
         }
         if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
             return Ok(None);
