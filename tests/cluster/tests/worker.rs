@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pg_zdd_cluster::address::{PATIENCE, RULE, address, check_expanded, rows_split, split, wait_for, wait_for_rows};
-use pg_zdd_cluster::fastrand::Rng;
-use pg_zdd_cluster::load::{Record, Runner};
+use pg_zdd_cluster::address::{address, check_expanded, rows_split, split, wait_for, wait_for_rows};
 use pg_zdd_cluster::session::Session;
-use pg_zdd_cluster::{Cluster, Stop, wait_until};
+use pg_zdd_cluster::Cluster;
 
 const START: &str = "SELECT zdd.start_backfill('address.street')";
 const RESUME: &str = "SELECT zdd.resume('address.street')";
