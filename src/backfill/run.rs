@@ -604,7 +604,7 @@ const LANES_IN_TURN: usize = 3;
 const NOTHING: Step = Step::Batch { rows: 0, blocked: 0 };
 
 /// How often the signals are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
 fn end_own_job(name: &str) -> Result<(), Error> {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use pg_zdd_cluster::Cluster;
 use pg_zdd_cluster::address::{address, check_expanded, rows_split, split, wait_for, wait_for_rows};
 use pg_zdd_cluster::session::Session;
-use pg_zdd_cluster::Cluster;
 
 const START: &str = "SELECT zdd.start_backfill('address.street')";
 const RESUME: &str = "SELECT zdd.resume('address.street')";
@@ -177,7 +177,7 @@ fn settings_take_effect_on_a_running_worker() {
     // Without a limit it goes on at once.
     let rows = rows_split(&mut db);
     let begun = Instant::now();
-    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 20000)");
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 5000)");
     wait_for_rows(&mut db, rows + 500);
     soon(begun, "another max_rows_per_second");
     // A condition stops it within a second, and lets it go on.
