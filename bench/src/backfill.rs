@@ -139,18 +139,19 @@ impl Part for Backfill {
                     table.failed(&figures.name, reason);
                     continue;
                 }
-                let ratio = |value: Option<f64>, floor: Option<f64>| match (value, floor) {
-                    (Some(value), Some(floor)) => format!("{:.2}", value / floor),
-                    _ => "".into(),
-                };
+                let ratio =
+                    figures.seconds.median().zip(floor).map(|(seconds, floor)| format!("{:.2}", seconds / floor));
                 let wal = figures.wal_bytes_per_row.median();
                 table.row(vec![
                     figures.name.clone(),
                     figures.seconds.spread(2),
                     figures.seconds.count().to_string(),
-                    ratio(figures.seconds.median(), floor),
+                    ratio.unwrap_or_default(),
                     size.rows_per_second(figures).map(thousands).unwrap_or_default(),
-                    format!("{} ({} ×)", wal.map(thousands).unwrap_or_default(), ratio(wal, floor_wal)),
+                    match (wal, floor_wal) {
+                        (Some(wal), Some(floor)) => format!("{} ({:.2} ×)", thousands(wal), wal / floor),
+                        (wal, _) => wal.map(thousands).unwrap_or_default(),
+                    },
                     figures.heap.spread(2),
                     figures.indexes.spread(2),
                 ]);

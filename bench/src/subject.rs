@@ -69,11 +69,16 @@ impl<'a> Subject<'a> {
         self.cluster.socket_dir().to_string_lossy().into_owned()
     }
 
-    /// A folder for a contender's files, which goes with the cluster.
+    /// A folder for a contender's files, which goes with the database. Not in the cluster's, which belongs to the user
+    /// that the server runs as.
     pub fn dir(&self, contender: &str) -> Result<PathBuf> {
-        let dir = self.cluster.socket_dir().join("files").join(&self.name).join(contender);
+        let dir = self.files().join(contender);
         std::fs::create_dir_all(&dir)?;
         Ok(dir)
+    }
+
+    fn files(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("pg_zdd_bench.{}.{}", std::process::id(), self.name))
     }
 
     pub fn connect(&self, application_name: &str) -> Result<Client> {
@@ -101,6 +106,7 @@ impl<'a> Subject<'a> {
 
 impl Drop for Subject<'_> {
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.files());
         let Ok(mut admin) = self.cluster.connect("postgres", "postgres", "bench") else { return };
         let _ = admin.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
     }

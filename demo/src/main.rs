@@ -83,7 +83,8 @@ impl Demo {
         self.phase("split_column", |demo| demo.run(SPLIT))?;
         self.phase("expanding: backfill, a canary", |demo| {
             demo.canary.scale(&demo.cluster, 1)?;
-            demo.run("CALL zdd.backfill('address.street')")?;
+            demo.run("SELECT zdd.start_backfill('address.street')")?;
+            demo.run("CALL zdd.wait_for('address.street', 'expanded', timeout => '10 min')")?;
             demo.show("SELECT phase FROM zdd.changes WHERE change = 'address.street'")?;
             demo.show("SELECT * FROM zdd.verify('address.street')")
         })?;

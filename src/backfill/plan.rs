@@ -506,12 +506,13 @@ mod tests {
         #[test]
         fn batch_sizes_stay_in_bounds(
             target in any::<Duration>(),
-            batches in prop::collection::vec((any::<Duration>(), any::<u32>()), 0..50),
+            batches in prop::collection::vec((any::<Duration>(), any::<u64>(), any::<u64>(), any::<u32>()), 0..50),
+            visits in 1u32..10,
         ) {
             let mut sizer = BatchSizer::new(target);
-            for (work, blocks) in batches {
+            for (time, written, seen, blocks) in batches {
                 let before = sizer.size;
-                sizer.record(work, blocks);
+                sizer.record(Work { time, written, seen, blocks }, visits);
                 prop_assert!((1..=4096).contains(&sizer.blocks()));
                 prop_assert!(sizer.size <= before * 2.0);
             }

@@ -101,7 +101,7 @@ fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
 pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<(), Error> {
     let change = session.transaction(|| request(name, 0, fire_triggers))?;
     let mut run = Run::new(session, catalog::take_slot(change.id, None), change);
-    let ended = run.to_the_end();
+    let ended = run.complete();
     let id = run.change.id;
     match (session.transaction(|| catalog::find(name)), ended) {
         // Whatever came in the way, the change was given up meanwhile.
@@ -129,7 +129,7 @@ pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<()
 
 /// Works on a backfill in a background worker that has a place.
 pub fn work(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
-    Run::new(session, Some(slot), change).to_the_end().map(drop)
+    Run::new(session, Some(slot), change).complete().map(drop)
 }
 
 /// Builds the indexes that a session's backfill waits for.
@@ -196,7 +196,7 @@ impl<'s> Run<'s> {
     }
 
     /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
-    fn to_the_end(&mut self) -> Result<End, Error> {
+    fn complete(&mut self) -> Result<End, Error> {
         let name = self.change.name.clone();
         for pass in 1.. {
             let before = self.rows;
@@ -305,9 +305,14 @@ impl<'s> Run<'s> {
     /// What to wait for before the next batch, and how long until the next look.
     fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
         if !self.rate_pause().is_zero() {
-            let stopped = self.follow()?;
+            if self.follow()? {
+                return Ok(None);
+            }
+            // There may be no limit any longer, or the time may be up by now.
             let pause = self.rate_pause();
-            return Ok((!stopped && !pause.is_zero()).then(|| (RATE_LIMIT.into(), pause)));
+            if !pause.is_zero() {
+                return Ok(Some((RATE_LIMIT.into(), pause)));
+            }
         }
         if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
             return Ok(None);
@@ -579,10 +584,9 @@ impl<'s> Run<'s> {
         let Some(phase) = phase else { return Ok(End::Stopped) };
         let seconds = self.start.elapsed().as_secs_f64();
         self.tell(&format!(
-            "{name}: {}; {} split in {} ({} rows/s), {} verified, {} unmatched, {} lossy",
+            "{name}: {}; {} split in {seconds:.1}s ({} rows/s), {} verified, {} unmatched, {} lossy",
             phase.as_str(),
             format_rows(self.rows),
-            format!("{seconds:.1}s"),
             format_count((self.rows as f64 / seconds.max(0.001)) as u64),
             format_rows(counts.rows.unsigned_abs()),
             format_count(counts.unmatched.unsigned_abs()),
@@ -634,7 +638,7 @@ const LANES_IN_TURN: usize = 3;
 const NOTHING: Step = Step::Batch { rows: 0, blocked: 0 };
 
 /// How often the signals are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
 fn end_own_job(name: &str) -> Result<(), Error> {

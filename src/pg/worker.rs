@@ -235,7 +235,10 @@ unsafe fn answer_signals() {
     // SAFETY: the handlers are PostgreSQL's own for sessions.
     unsafe {
         for (signal, handler) in super::ffi::signal_handlers() {
+            #[cfg(not(feature = "pg18"))]
             pg_sys::pqsignal(signal as i32, Some(handler));
+            #[cfg(feature = "pg18")]
+            pg_sys::pqsignal_be(signal as i32, Some(handler));
         }
         pg_sys::BackgroundWorkerUnblockSignals();
     }

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pg_zdd_cluster::address::{PATIENCE, RULE, address, check_expanded, rows_split, split, wait_for, wait_for_rows};
-use pg_zdd_cluster::fastrand::Rng;
-use pg_zdd_cluster::load::{Record, Runner};
+use pg_zdd_cluster::Cluster;
+use pg_zdd_cluster::address::{address, check_expanded, rows_split, split, wait_for, wait_for_rows};
 use pg_zdd_cluster::session::Session;
-use pg_zdd_cluster::{Cluster, Stop, wait_until};
 
 const START: &str = "SELECT zdd.start_backfill('address.street')";
 const RESUME: &str = "SELECT zdd.resume('address.street')";
@@ -46,6 +44,11 @@ fn spread(db: &mut Session, rows: i64) {
     db.run(&format!("INSERT INTO address SELECT i, 'Elm Street ' || i FROM generate_series(1, {rows}) AS i"));
     split(db);
 }
+
+/// Makes each row take a millisecond, if the triggers of the table fire.
+const DAWDLE: &str = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN IF NEW.note IS NULL THEN PERFORM pg_sleep(0.001); END IF; RETURN NEW; END';
+    CREATE TRIGGER dawdle BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION dawdle()";
 
 /// Something must have happened by then.
 #[track_caller]
@@ -189,8 +192,8 @@ fn settings_take_effect_on_a_running_worker() {
     // Without a limit it goes on at once.
     let rows = rows_split(&mut db);
     let begun = Instant::now();
-    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 4000)");
-    wait_for_rows(&mut db, rows + 1000);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 5000)");
+    wait_for_rows(&mut db, rows + 500);
     soon(begun, "another max_rows_per_second");
     // A condition stops it within a second, and lets it go on.
     db.run("CREATE TABLE traffic (is_low bool); INSERT INTO traffic VALUES (true)");
@@ -217,15 +220,19 @@ fn settings_take_effect_on_a_running_worker() {
 
 #[test]
 fn the_batch_target_takes_effect_on_a_running_worker() {
-    let mut db = address(Session::new(), 400_000);
-    db.run("SELECT zdd.alter_change('address.street', batch_target => '400ms', max_rows_per_second => 0)");
-    db.run(START);
-    wait_for(&mut db, "SELECT batch_ms > 60 FROM zdd.progress", "t");
+    let mut db = Session::new();
+    spread(&mut db, 60_000);
+    db.run(DAWDLE);
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '1s', max_rows_per_second => 0)");
+    db.run("SELECT zdd.start_backfill('address.street', fire_triggers => true)");
+    wait_for(&mut db, "SELECT batch_ms > 500 FROM zdd.progress", "t");
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '20ms')");
     let begun = Instant::now();
-    db.run("SELECT zdd.alter_change('address.street', batch_target => '2ms')");
-    wait_for(&mut db, "SELECT batch_ms < 20 FROM zdd.progress", "t");
+    wait_for(&mut db, "SELECT batch_ms < 100 FROM zdd.progress", "t");
     soon(begun, "another batch_target");
-    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanding");
+    db.run("DROP TRIGGER dawdle ON address");
+    db.run(EXPANDED);
+    check_expanded(&mut db, 60_000, 60_000);
 }
 
 #[test]
@@ -717,11 +724,6 @@ fn roles_come_and_go_while_a_worker_runs() {
     db.run(&format!("DROP TABLE address; DROP OWNED BY {next}; DROP ROLE {next}"));
 }
 
-/// Makes each row take a millisecond, if the triggers of the table fire.
-const DAWDLE: &str = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
-    'BEGIN IF NEW.note IS NULL THEN PERFORM pg_sleep(0.001); END IF; RETURN NEW; END';
-    CREATE TRIGGER dawdle BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION dawdle()";
-
 #[test]
 fn sessions_that_are_kept_waiting_make_batches_shorter() {
     let mut db = Session::new();
@@ -734,9 +736,10 @@ fn sessions_that_are_kept_waiting_make_batches_shorter() {
     let runner = {
         let (updates, mut client) = (updates.clone(), db.another());
         Runner::start(Duration::from_millis(1), move || {
-            // A row of the batch that is under way.
+            // A row of the batch that is under way, sooner or later.
             let update = "UPDATE address SET note = 'mine' WHERE ctid = ANY (ARRAY(
-                SELECT format('(%s,%s)', next_block, (1 + 14 * random())::int)::tid FROM zdd.lane WHERE next_block < end_block))";
+                SELECT format('(%s,%s)', next_block + (10 * random())::int, (1 + 14 * random())::int)::tid
+                FROM zdd.lane WHERE next_block < end_block ORDER BY random() LIMIT 1))";
             updates.time("update", || client.client.batch_execute(update));
         })
     };
@@ -1060,30 +1063,4 @@ fn a_contract_that_is_refused_says_why() {
     db.run("UPDATE address SET street = 'Elm Street 7' WHERE id = 7");
     db.run(RESUME);
     db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
-}
-
-#[test]
-fn the_table_ends_near_its_final_size() {
-    let cluster = Cluster::start(&[("autovacuum", "off")]).expect("a cluster");
-    for workers in [1, 2] {
-        let mut db = Session::on(&cluster);
-        db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text)");
-        db.run(
-            "INSERT INTO address SELECT i, 'Elm Street ' || i, repeat('x', 60) FROM generate_series(1, 400000) AS i",
-        );
-        db.run("VACUUM (FREEZE, ANALYZE) address");
-        db.run(&format!("SELECT zdd.split_column('address', 'street', {RULE})"));
-        db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {workers})"));
-        db.run(EXPANDED);
-        wait_for(&mut db, WORKERS, "0");
-        let sizes = |db: &mut Session| {
-            ["address", "address_pkey"].map(|name| db.number(&format!("SELECT pg_relation_size('{name}')")) as f64)
-        };
-        let [heap, key] = sizes(&mut db);
-        db.run("VACUUM FULL address");
-        let [least_heap, least_key] = sizes(&mut db);
-        let (heap, key) = (heap / least_heap, key / least_key);
-        println!("{workers} workers: heap {heap:.3}, primary key {key:.3}");
-        assert!(heap <= 1.15 && key <= 1.3, "{workers} workers: heap {heap:.3}, primary key {key:.3}");
-    }
 }
