@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use pg_zdd_cluster::Cluster;
-use pg_zdd_cluster::address::{address, check_expanded, rows_split, split, wait_for, wait_for_rows};
+use pg_zdd_cluster::address::{PATIENCE, RULE, address, check_expanded, rows_split, split, wait_for, wait_for_rows};
+use pg_zdd_cluster::fastrand::Rng;
+use pg_zdd_cluster::load::{Record, Runner};
 use pg_zdd_cluster::session::Session;
+use pg_zdd_cluster::{Cluster, Stop, wait_until};
 
 const START: &str = "SELECT zdd.start_backfill('address.street')";
 const RESUME: &str = "SELECT zdd.resume('address.street')";
