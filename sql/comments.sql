@@ -26,7 +26,7 @@ comment on function zdd.start_contract(text, boolean, boolean) is
 'Hands the contract of a change to a background worker, which begins when the transaction commits. What can be told without looking at rows is refused at once; what is found later stops the work, see zdd.progress and zdd.events. Arguments, locks and errors: as contract.';
 
 comment on function zdd.pause(text) is
-'Stops a backfill within a second, wherever it runs, until zdd.resume. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to pause.';
+'Stops a backfill within a second, wherever it runs, until zdd.resume. An index that is being built is begun again then. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to pause.';
 
 comment on function zdd.resume(text) is
 'Goes on, in background workers, with a backfill or contract that was paused, stopped by an error, or left behind by a worker that is gone. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to resume.';
@@ -58,7 +58,7 @@ accept_unmatched (default false): the values of unmatched rows may be lost. forc
 Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync or unmatched; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
 
 comment on function zdd.rollback(text) is
-'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
+'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Background workers that vacuum or build indexes are ended. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
 
 comment on function zdd.reset_usage(text) is
 'Sets the counters of a change in zdd.usage to zero and returns its name. When somebody was last seen is kept: a contract still waits for them. Locks: none. Errors: 42704 no such change, 42501 not the owner.';

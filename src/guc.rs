@@ -14,7 +14,7 @@ static USAGE_SAVE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 static QUIET_PERIOD: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_REPLICATION_LAG: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_SLOT_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(1024);
-static MAX_CHECKPOINT_DISTANCE: GucSetting<f64> = GucSetting::<f64>::new(0.9);
+static MAX_CHECKPOINT_DISTANCE: GucSetting<f64> = GucSetting::<f64>::new(1.1);
 static AUTO_RESUME: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LAUNCHER_NAPTIME: GucSetting<i32> = GucSetting::<i32>::new(60);
 
@@ -179,8 +179,8 @@ pub fn register() {
     );
     GucRegistry::define_float_guc(
         c"zdd.max_checkpoint_distance",
-        c"Backfills wait while there is more WAL since the last checkpoint than this part of max_wal_size.",
-        c"0 switches it off.",
+        c"Backfills wait while there is more WAL since the last checkpoint than so many times max_wal_size.",
+        c"0 switches it off. A checkpoint that keeps up may take up to max_wal_size; one that does not no longer spares the disk.",
         &MAX_CHECKPOINT_DISTANCE,
         0.0,
         10.0,

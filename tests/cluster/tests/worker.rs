@@ -310,6 +310,21 @@ fn too_much_wal_since_the_last_checkpoint() {
 }
 
 #[test]
+fn checkpoints_that_keep_up_do_not_stop_a_backfill() {
+    let cluster = Cluster::start(&[("max_wal_size", "64MB")]).expect("a cluster");
+    let mut db = address(Session::on(&cluster), 600_000);
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '50ms')");
+    let_go(&mut db);
+    db.run("CHECKPOINT");
+    let begun = db.text("SELECT pg_current_wal_lsn()");
+    db.run(START);
+    db.run("CALL zdd.wait_for('address.street', 'expanded', '30 s')");
+    check_expanded(&mut db, 600_000, 600_000);
+    let written = db.number(&format!("SELECT ((pg_current_wal_lsn() - '{begun}') / 1048576)::int"));
+    assert!(written > 80, "{written} MB of WAL are no test");
+}
+
+#[test]
 fn a_cancelled_worker_stops_the_change() {
     let mut db = address(Session::new(), 60_000);
     let stopped = "SELECT state, last_error, last_error_hint IS NOT NULL, last_error_at > now() - interval '1 min'
@@ -833,12 +848,14 @@ fn the_launcher_goes_on_after_every_end() {
             Blow::Terminate => db.run("SELECT pg_terminate_backend(pid) FROM zdd.workers"),
             Blow::Sigterm => cluster.kill_backend(pid).expect("kill"),
             Blow::Immediate | Blow::Fast | Blow::Smart => {
-                let again = db.another();
-                // A smart stop waits for clients.
-                drop(std::mem::replace(&mut db, again));
                 let how = match blow {
                     Blow::Immediate => Stop::Immediate,
-                    _ => Stop::Fast,
+                    Blow::Fast => Stop::Fast,
+                    _ => {
+                        // It waits for clients, but not for workers.
+                        db.error("SELECT pg_terminate_backend(pg_backend_pid())");
+                        Stop::Smart
+                    }
                 };
                 cluster.stop(how).expect("stop");
                 cluster.start_again().expect("a server");
