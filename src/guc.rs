@@ -180,7 +180,7 @@ pub fn register() {
     GucRegistry::define_float_guc(
         c"zdd.max_checkpoint_distance",
         c"Backfills wait while there is more WAL since the last checkpoint than so many times max_wal_size.",
-        c"0 switches it off. A checkpoint that keeps up may take up to max_wal_size; one that does not no longer spares the disk.",
+        c"0 switches it off. Checkpoints that keep up stay below 1.",
         &MAX_CHECKPOINT_DISTANCE,
         0.0,
         10.0,

@@ -60,8 +60,13 @@ fn soon(since: Instant, what: &str) {
 
 #[test]
 fn rollback_starts_nothing_and_commit_starts_workers() {
-    let mut db = address(Session::new(), 20_000);
-    let workers_ever = "SELECT count(*) FROM zdd.worker";
+    // The server's log tells of every worker that is asked for.
+    let cluster = Cluster::start(&[("log_min_messages", "debug1")]).expect("a cluster");
+    let asked_for = || {
+        let log = std::fs::read_to_string(cluster.log()).expect("a log");
+        log.matches(" registering background worker \"pg_zdd worker\"").count()
+    };
+    let mut db = address(Session::on(&cluster), 20_000);
     db.run(&format!("BEGIN; {START}; ROLLBACK"));
     db.run(&format!("BEGIN; SAVEPOINT s; {START}; ROLLBACK TO s; COMMIT"));
     db.run("BEGIN; SELECT zdd.split_column('address', 'note', columns => 'a text, b text', delimiter => ' ')");
@@ -70,7 +75,7 @@ fn rollback_starts_nothing_and_commit_starts_workers() {
     db.run("ROLLBACK");
     assert_eq!(db.text(WORKERS), "0");
     assert_eq!(db.text("SELECT job, state FROM zdd.progress"), "");
-    assert_eq!(db.text(workers_ever), "0");
+    assert_eq!(asked_for(), 0);
 
     db.run(&format!("BEGIN; {START}"));
     let other =
@@ -88,7 +93,7 @@ fn rollback_starts_nothing_and_commit_starts_workers() {
     db.run(EXPANDED);
     check_expanded(&mut db, 20_000, 20_000);
     wait_for(&mut db, WORKERS, "0");
-    assert_eq!(db.text(workers_ever), "0");
+    assert_eq!(asked_for(), 1);
 }
 
 #[test]
@@ -169,6 +174,35 @@ fn pause_and_resume_take_effect_at_once() {
         db.text("SELECT string_agg(event, ',' ORDER BY at) FROM zdd.events WHERE event IN ('paused', 'resumed')"),
         "paused,resumed"
     );
+}
+
+#[test]
+fn a_pause_holds_also_when_all_rows_are_split() {
+    let mut db = Session::new();
+    // A rule that gets stuck in the verification.
+    db.run(
+        "CREATE TABLE address (id int PRIMARY KEY, street text, note text);
+         INSERT INTO address SELECT i, 'Elm Street ' || i FROM generate_series(1, 100) AS i;
+         CREATE FUNCTION stuck(t text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS
+         $$ BEGIN IF EXISTS (SELECT FROM zdd.worker WHERE doing = 'verifies') THEN PERFORM pg_advisory_xact_lock_shared(8); END IF;
+         RETURN t; END $$;
+         SELECT zdd.split_column('address', 'street', columns => 'a text', split_sql => '{public.stuck(street)}', join_sql => 'public.stuck(a)')",
+    );
+    let mut holder = db.another();
+    holder.run("SELECT pg_advisory_lock(8)");
+    db.run(START);
+    wait_for(
+        &mut db,
+        "SELECT doing, a.wait_event FROM zdd.workers JOIN pg_stat_activity AS a USING (pid)",
+        "verifies|advisory",
+    );
+    db.run("SELECT zdd.pause('address.street')");
+    holder.run("SELECT pg_advisory_unlock(8)");
+    wait_for(&mut db, WORKERS, "0");
+    assert_eq!(db.text("SELECT phase, state, rows_split FROM zdd.progress"), "expanding|paused|100");
+    db.run(RESUME);
+    db.run(EXPANDED);
+    assert_eq!(db.text("SELECT in_sync FROM zdd.verify('address.street')"), "100");
 }
 
 #[test]
