@@ -576,10 +576,11 @@ pub fn take_slot(id: i64, workers: Option<u32>) -> Option<Slot> {
         .next()
 }
 
-/// Ends the background workers of a change that hold its tables as VACUUM and CREATE INDEX do. Returns how many.
+/// Ends the background workers of a change that hold its tables as VACUUM and CREATE INDEX do, and waits until they are
+/// gone, so that others find their places free. Returns how many.
 pub fn end_maintenance(change: &Change) -> Result<u32, Error> {
     let ended = read(
-        "select pg_terminate_backend(w.pid) from pg_locks as w
+        "select pg_terminate_backend(w.pid, 5000) from pg_locks as w
          where w.locktype = 'advisory' and w.classid = $1 and w.objsubid = 2 and w.objid = any ($2)
              and w.database = (select d.oid from pg_database as d where d.datname = current_database())
              and exists (

@@ -149,20 +149,38 @@ fn resume(session: &Session) -> Result<(), Error> {
 }
 
 fn work_for(session: &Session, change: Change) -> Result<(), Error> {
-    // What was asked for may be done, or have been taken back.
-    let Some(job) = change.job.as_ref().filter(|job| job.stopped.is_none()) else { return Ok(()) };
-    let workers = match job.kind {
-        // A session that has indexes to build needs a worker for that.
-        JobKind::Backfill => job.workers.max(1),
-        JobKind::Contract => 1,
-    };
-    let Some(slot) = catalog::take_slot(change.id, Some(workers)) else { return Ok(()) };
-    let (id, name) = (change.id, change.name.clone());
+    let Some(slot) = wanted_workers(&change).and_then(|workers| take_slot(&change, workers)) else { return Ok(()) };
+    // Much can have happened until there was a place.
+    let (id, name) = (change.id, change.name);
+    let Some(change) = session.transaction(|| catalog::find_by_id(id))? else { return Ok(()) };
+    if wanted_workers(&change).is_none() {
+        return Ok(());
+    }
     worker::show_activity(Some(&format!("pg_zdd: {name}")));
     match session.whole(|| run_job(session, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),
     }
+}
+
+/// How many workers a change is to have; `None` if what was asked for is done, or has been taken back.
+fn wanted_workers(change: &Change) -> Option<u32> {
+    let job = change.job.as_ref().filter(|job| job.stopped.is_none())?;
+    Some(match job.kind {
+        // A session that has indexes to build needs a worker for that.
+        JobKind::Backfill => job.workers.max(1),
+        JobKind::Contract => 1,
+    })
+}
+
+/// Takes a free place. The worker that had it before may be about to go, for good: it no longer looks whether it is wanted.
+fn take_slot(change: &Change, workers: u32) -> Option<Slot> {
+    (0..20).find_map(|attempt| {
+        if attempt > 0 {
+            lock::sleep(Duration::from_millis(50));
+        }
+        catalog::take_slot(change.id, Some(workers))
+    })
 }
 
 fn run_job(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {

@@ -177,6 +177,22 @@ fn pause_and_resume_take_effect_at_once() {
 }
 
 #[test]
+fn pause_and_resume_in_quick_succession() {
+    let mut db = address(Session::new(), 60_000);
+    db.run(START);
+    let mut rng = Rng::new();
+    for _ in 0..40 {
+        db.run("SELECT zdd.pause('address.street')");
+        std::thread::sleep(Duration::from_micros(rng.u64(..4_000)));
+        db.run(RESUME);
+        std::thread::sleep(Duration::from_micros(rng.u64(..20_000)));
+    }
+    let_go(&mut db);
+    wait_for(&mut db, "SELECT phase FROM zdd.changes", "expanded");
+    check_expanded(&mut db, 60_000, 60_000);
+}
+
+#[test]
 fn a_pause_holds_also_when_all_rows_are_split() {
     let mut db = Session::new();
     // A rule that gets stuck in the verification.
