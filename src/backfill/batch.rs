@@ -12,7 +12,7 @@ use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::ddl::as_owner;
 use crate::error::Error;
-use crate::pg::page::PAGE_SIZE;
+use crate::pg::page::{Destinations, PAGE_SIZE};
 use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
 use crate::pg::value::{Value, Values};
@@ -49,7 +49,13 @@ pub struct Outcome {
 }
 
 /// Does a task on the rows in some blocks, as the table's owner, without ever waiting for a row lock.
-pub fn run(change: &Change, table: &Table, visit: &Visit, task: Task) -> Result<Outcome, Error> {
+pub fn run(
+    change: &Change,
+    table: &Table,
+    visit: &Visit,
+    task: Task,
+    destinations: &mut Destinations,
+) -> Result<Outcome, Error> {
     let plan = plans::of_rule(&change.rule, table)?;
     // No change can begin while we hold a lock on the table.
     let others = catalog::of_table(table.oid())?
@@ -64,7 +70,7 @@ pub fn run(change: &Change, table: &Table, visit: &Visit, task: Task) -> Result<
     as_owner(table.owner(), || {
         with_latest_snapshot(|| match task {
             Task::SplitFiringTriggers => touch(binding, table, visit.blocks.clone(), &mut outcome),
-            _ => write(binding, &others, table, visit, task, &mut outcome),
+            _ => write(binding, &others, table, visit, task, destinations, &mut outcome),
         })
     })?;
     outcome.work.time = start.elapsed();
@@ -80,6 +86,7 @@ fn write(
     table: &Table,
     visit: &Visit,
     task: Task,
+    destinations: &mut Destinations,
     outcome: &mut Outcome,
 ) -> Result<(), Error> {
     let targets = |binding: &Binding| binding.targets.iter().map(|target| target.number).collect::<Vec<_>>();
@@ -89,7 +96,7 @@ fn write(
     };
     columns.extend(others.iter().copied().flat_map(targets));
     let overhead = MOST_OVERHEAD * columns.len();
-    let mut writer = Writer::new(table, columns);
+    let mut writer = Writer::new(table, columns, destinations);
     let mut room: Option<Room> = None;
     rows(table, visit.blocks.clone(), |row| {
         outcome.work.seen += 1;
@@ -155,9 +162,9 @@ struct Room {
 
 impl Room {
     /// Of a page's rows, one in so many is moved on each visit.
-    const ROWS_PER_MOVE: usize = 16;
+    const ROWS_PER_MOVE: usize = 10;
     /// With so much space to be free on the next visit, no more rows need to be moved.
-    const ENOUGH: usize = PAGE_SIZE / 4;
+    const ENOUGH: usize = PAGE_SIZE / 7;
 
     fn on_page_of(row: &Row<'_>) -> Room {
         let block = row.tid().block;

@@ -17,7 +17,8 @@ use crate::catalog::{self, Batch, Change, Job, JobKind, JobOptions, Remaining, S
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{self, LockMode, SessionLock};
-use crate::pg::security::with_settings;
+use crate::pg::page::Destinations;
+use crate::pg::security::{set_local, with_settings};
 use crate::pg::session::{Session, wal_bytes};
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
@@ -159,6 +160,7 @@ struct Run<'s> {
     /// The lanes that are worked on in turn, and where in them; the next one first. While it is the other one's turn, the
     /// last visit's old row versions become invisible to all, also to transactions that were under way then.
     windows: VecDeque<(pg_sys::Oid, i32, Window)>,
+    destinations: Destinations,
     /// Where the sweep of skipped blocks is.
     swept: Option<(pg_sys::Oid, u32)>,
     /// What is being done, and what it waits for, as it was said last.
@@ -189,6 +191,7 @@ impl<'s> Run<'s> {
             last_report: now,
             last_look: None,
             windows: VecDeque::new(),
+            destinations: Destinations::default(),
             swept: None,
             doing: String::new(),
             waiting: None,
@@ -256,10 +259,8 @@ impl<'s> Run<'s> {
                 lock::sleep(pause);
                 continue;
             }
-            // Losing the last few batches in a crash costs nothing but their repetition.
-            let step = self
-                .session
-                .transaction(|| Ok(catch(|| with_settings(&[(c"synchronous_commit", c"off")], || self.step()))))?;
+            let session = self.session;
+            let step = soon(session, || Ok(catch(|| self.step())))?;
             match step {
                 Ok(step) => {
                     failures = 0;
@@ -296,7 +297,7 @@ impl<'s> Run<'s> {
         if !error.is_transient() {
             return Err(error);
         }
-        self.session.transaction(|| catalog::set_error(self.change.id, &error.message(), None))?;
+        soon(self.session, || catalog::set_error(self.change.id, &error.message(), None))?;
         self.wait("another try after an error")?;
         lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
         Ok(())
@@ -394,7 +395,7 @@ impl<'s> Run<'s> {
     fn doing(&mut self, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
         (self.doing, self.waiting) = (what.to_owned(), waiting_for.map(str::to_owned));
         let Some(slot) = &self.slot else { return Ok(()) };
-        self.session.transaction(|| catalog::set_doing(slot, what, waiting_for))?;
+        soon(self.session, || catalog::set_doing(slot, what, waiting_for))?;
         if self.session.is_worker() {
             let waiting = waiting_for.map(|reason| format!(", waits for {reason}")).unwrap_or_default();
             worker::show_activity(Some(&format!("pg_zdd: {}: {what}{waiting}", self.change.name)));
@@ -453,7 +454,7 @@ impl<'s> Run<'s> {
         let blocks = self.batch_blocks().min(most_blocks(lane.end_block - lane.first_block, visits));
         let visit = window.visit(blocks, visits, lane.end_block);
         let wal = wal_bytes();
-        let outcome = batch::run(&self.change, &table, &visit, self.task)?;
+        let outcome = batch::run(&self.change, &table, &visit, self.task, &mut self.destinations)?;
         let wal_bytes = wal_bytes() - wal;
         let blocked = signals::blocked()?;
         let work = outcome.work;
@@ -488,7 +489,8 @@ impl<'s> Run<'s> {
             catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
             return Ok(NOTHING);
         }
-        let outcome = batch::run(&self.change, &table, &Visit::only(block..block + 1), self.task)?;
+        let visit = Visit::only(block..block + 1);
+        let outcome = batch::run(&self.change, &table, &visit, self.task, &mut self.destinations)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
         } else if outcome.work.written == 0 {
@@ -505,7 +507,7 @@ impl<'s> Run<'s> {
             return Ok(());
         }
         self.last_report = Instant::now();
-        let (remaining, live) = self.session.transaction(|| {
+        let (remaining, live) = soon(self.session, || {
             let remaining = catalog::remaining(self.change.id)?;
             catalog::add_sample(self.change.id, &remaining)?;
             // More than there are lanes would find nothing to do.
@@ -634,11 +636,20 @@ impl<'s> Run<'s> {
 
 const RATE_LIMIT: &str = "max_rows_per_second";
 /// How many lanes are worked on in turn.
-const LANES_IN_TURN: usize = 3;
+const LANES_IN_TURN: usize = 4;
 const NOTHING: Step = Step::Batch { rows: 0, blocked: 0 };
 
 /// How often the signals are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Commits without waiting for the disk or a standby: losing the last of what a backfill did costs no more than doing it
+/// again.
+fn soon<T>(session: &Session, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    session.transaction(|| {
+        set_local(c"synchronous_commit", c"off");
+        f()
+    })
+}
 
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
 fn end_own_job(name: &str) -> Result<(), Error> {
@@ -696,13 +707,14 @@ fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, 
 pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Error> {
     session.transaction(|| check_repair(change, task))?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
+    let mut destinations = Destinations::default();
     for (relation, blocks) in sizes(session, change)? {
         let mut next = 0;
         while next < blocks {
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = session.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                batch::run(change, &table, &Visit::only(next..end), task)
+                batch::run(change, &table, &Visit::only(next..end), task, &mut destinations)
             })?;
             repaired += outcome.work.written;
             if outcome.skipped.is_empty() {

@@ -63,6 +63,11 @@ impl Row<'_> {
         }
     }
 
+    /// Whether the table's storage has pages that we know.
+    pub(super) fn is_on_page(&self) -> bool {
+        self.buffer().is_some()
+    }
+
     fn buffer(&self) -> Option<pg_sys::Buffer> {
         // SAFETY: the slot's operations tell its kind; a shared buffer has a positive number.
         unsafe {
@@ -70,6 +75,59 @@ impl Row<'_> {
             let buffer = is_buffer.then(|| (*self.slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer)?;
             (buffer > 0).then_some(buffer)
         }
+    }
+}
+
+/// The pages that rows go to which no longer fit on their own: several in turn. An index drops its entries of old row
+/// versions page by page, first those of the page that has the most entries of rows with two versions, and gives up at
+/// a page that has nothing to drop. That must never be the one that rows were moved to, so it gets few of neighbours.
+#[derive(Debug)]
+pub struct Destinations {
+    file: pg_sys::Oid,
+    blocks: [u32; Destinations::MOST],
+    /// How many are in use, and which of them is next.
+    count: usize,
+    next: usize,
+}
+
+impl Default for Destinations {
+    fn default() -> Destinations {
+        let file = pg_sys::InvalidOid;
+        Destinations { file, blocks: [pg_sys::InvalidBlockNumber; Destinations::MOST], count: 1, next: 0 }
+    }
+}
+
+impl Destinations {
+    const MOST: usize = 16;
+    /// Each may stay half empty, which must not matter.
+    const BLOCKS_PER_DESTINATION: u32 = 128;
+
+    /// Begins to move rows of a table that is locked against being cut short.
+    pub(super) fn begin(&mut self, table: &Table) {
+        if self.file != table.file() {
+            *self = Destinations { file: table.file(), ..Destinations::default() };
+        }
+        let end = table.blocks();
+        self.blocks.iter_mut().filter(|block| **block >= end).for_each(|block| *block = pg_sys::InvalidBlockNumber);
+        self.count = (end / Self::BLOCKS_PER_DESTINATION).clamp(1, Self::MOST as u32) as usize;
+        self.next %= self.count;
+    }
+
+    /// Makes the next one the page where a row goes unless it fits on its own.
+    pub(super) fn aim(&self, table: &Table) {
+        // SAFETY: the table is open; where its storage is open it has a target block: a hint, of a block that the table
+        // has, or none.
+        unsafe {
+            if let Some(storage) = (*table.raw()).rd_smgr.as_mut() {
+                storage.smgr_targblock = self.blocks[self.next];
+            }
+        }
+    }
+
+    /// Notes where a row went.
+    pub(super) fn moved_to(&mut self, block: u32) {
+        self.blocks[self.next] = block;
+        self.next = (self.next + 1) % self.count;
     }
 }
 

@@ -103,30 +103,38 @@ pub fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R
     result
 }
 
+/// Changes a setting until the transaction has ended, its commit included, whoever the current role is.
+pub fn set_local(name: &CStr, value: &CStr) {
+    set(name, value, pg_sys::GucAction::GUC_ACTION_LOCAL);
+}
+
+fn set(name: &CStr, value: &CStr, action: pg_sys::GucAction::Type) {
+    // SAFETY: the strings are NUL-terminated and PostgreSQL copies them.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            action,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 struct Settings {
     nest_level: Option<i32>,
 }
 
 impl Settings {
     fn override_with(settings: &[(&CStr, &CStr)]) -> Settings {
-        // SAFETY: the strings are NUL-terminated and PostgreSQL copies them; GUC_ACTION_SAVE ties the values to the
-        // nest level, which ends in `restore`, or with the (sub)transaction's abort.
-        unsafe {
-            let nest_level = pg_sys::NewGUCNestLevel();
-            for (name, value) in settings {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_SUSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-            Settings { nest_level: Some(nest_level) }
-        }
+        // SAFETY: begins a level that `restore` ends, or the abort of the (sub)transaction.
+        let nest_level = unsafe { pg_sys::NewGUCNestLevel() };
+        // This action ties the values to the level.
+        settings.iter().for_each(|(name, value)| set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE));
+        Settings { nest_level: Some(nest_level) }
     }
 
     fn restore(&mut self) {

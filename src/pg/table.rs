@@ -9,6 +9,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use super::c_string;
 use super::ffi::{compute_stored_generated, get_partition_ancestors};
 use super::lock::LockMode;
+use super::page::Destinations;
 use super::value::Value;
 
 /// Where a row version is.
@@ -19,6 +20,10 @@ pub struct Tid {
 }
 
 impl Tid {
+    fn unpack(tid: pg_sys::ItemPointerData) -> Tid {
+        Tid { block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), offset: tid.ip_posid }
+    }
+
     fn pack(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData { bi_hi: (self.block >> 16) as u16, bi_lo: (self.block & 0xffff) as u16 },
@@ -310,8 +315,7 @@ impl Row<'_> {
 
     pub fn tid(&self) -> Tid {
         // SAFETY: the slot holds a row.
-        let tid = unsafe { (*self.slot).tts_tid };
-        Tid { block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), offset: tid.ip_posid }
+        Tid::unpack(unsafe { (*self.slot).tts_tid })
     }
 }
 
@@ -334,6 +338,7 @@ pub struct Writer<'t> {
     new: *mut pg_sys::TupleTableSlot,
     locked: *mut pg_sys::TupleTableSlot,
     columns: Vec<i16>,
+    destinations: &'t mut Destinations,
     has_generated: bool,
     checks: Checks,
 }
@@ -341,7 +346,8 @@ pub struct Writer<'t> {
 impl<'t> Writer<'t> {
     /// A writer of some columns of a table that is locked at least ROW EXCLUSIVE. An error if the table is published
     /// without a replica identity, as for UPDATE.
-    pub fn new(table: &'t Table, columns: Vec<i16>) -> Writer<'t> {
+    pub fn new(table: &'t Table, columns: Vec<i16>, destinations: &'t mut Destinations) -> Writer<'t> {
+        destinations.begin(table);
         // SAFETY: executor state is set up as PostgreSQL's own logical replication worker does it; range table index 0
         // means that the relation is not part of a query.
         unsafe {
@@ -367,6 +373,7 @@ impl<'t> Writer<'t> {
                 has_generated,
                 checks: Checks::new(table, &columns, state),
                 columns,
+                destinations,
             }
         }
     }
@@ -398,6 +405,9 @@ impl<'t> Writer<'t> {
                 // Raises PostgreSQL's error.
                 pg_sys::ExecConstraints(self.result, new, self.state);
             }
+            if row.is_on_page() {
+                self.destinations.aim(self.table);
+            }
             let mut tid = (*old).tts_tid;
             let written = match self.update(&mut tid, false) {
                 pg_sys::TM_Result::TM_BeingModified if self.lock(&mut tid) => self.update(&mut tid, true),
@@ -408,7 +418,13 @@ impl<'t> Writer<'t> {
                 pg_sys::MemoryContextReset((*per_tuple).ecxt_per_tuple_memory);
             }
             match written {
-                pg_sys::TM_Result::TM_Ok => Written::Done,
+                pg_sys::TM_Result::TM_Ok => {
+                    let block = Tid::unpack((*new).tts_tid).block;
+                    if block != row.tid().block {
+                        self.destinations.moved_to(block);
+                    }
+                    Written::Done
+                }
                 pg_sys::TM_Result::TM_BeingModified => Written::Locked,
                 _ => Written::Gone,
             }

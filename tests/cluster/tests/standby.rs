@@ -129,3 +129,27 @@ fn a_standby_that_lags_makes_the_backfill_wait() {
     wait_for_replay(&mut db, &mut there);
     assert_eq!(there.text("SELECT rows, in_sync FROM zdd.verify('address.street')"), "20000|20000");
 }
+
+#[test]
+fn batches_do_not_wait_for_synchronous_standbys() {
+    let primary = primary(&[]);
+    let mut db = address(Session::on(&primary), 20_000);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 1000)");
+    db.run(START);
+    wait_for_rows(&mut db, 1);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    // From now on a commit that waits for its standby waits forever.
+    primary.configure(&[("synchronous_standby_names", "nobody")]).expect("a setting");
+    primary.reload().expect("a reload");
+    let other = db.another().in_background("CREATE TABLE other ()");
+    wait_for(&mut db, waits, "1");
+    let rows = rows_split(&mut db);
+    wait_for_rows(&mut db, rows + 3_000);
+    assert_eq!(db.text(waits), "1");
+    primary.configure(&[("synchronous_standby_names", "")]).expect("a setting");
+    primary.reload().expect("a reload");
+    other.join().1.expect("a table");
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 0)");
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+}
