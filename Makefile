@@ -3,7 +3,7 @@
 #   make demo       a rolling update, played on a scratch server
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
-#   make bench      side by side with the alternatives; PARTS="writes backfill lifecycle locks cases report" or "usage",
+#   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
 #                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG

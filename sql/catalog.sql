@@ -61,6 +61,7 @@ create table zdd.lane (
     batch_ms real,
     wal_bytes bigint not null default 0,
     taken_by integer,
+    vacuumed boolean not null default false,
     started_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
     primary key (change_id, relation, lane),
@@ -69,6 +70,7 @@ create table zdd.lane (
 comment on table zdd.lane is 'How far the backfill has come, per range of blocks.';
 comment on column zdd.lane.file is 'The file of the table that the block numbers are of.';
 comment on column zdd.lane.taken_by is 'The slot of the worker that works on it, see zdd.worker.';
+comment on column zdd.lane.vacuumed is 'In the first lane of a table: a worker has begun to vacuum it.';
 
 create table zdd.skipped (
     change_id bigint not null,

@@ -438,7 +438,8 @@ fn wait_for(
         if reached {
             return Ok(());
         }
-        sleep(Duration::from_millis(100));
+        // Not long beside what has been waited for already.
+        sleep((start.elapsed() / 64).clamp(Duration::from_millis(10), Duration::from_millis(500)));
     }
 }
 

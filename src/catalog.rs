@@ -1,10 +1,13 @@
 //! The only reader and writer of zdd's tables.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
+use pgrx::PgOid;
 use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiHeapTupleData, SpiResult};
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiHeapTupleData, SpiResult};
 
 use crate::error::Error;
 use crate::pg::lock::{SessionLock, tree};
@@ -397,7 +400,23 @@ pub fn drop_lanes(id: i64, relation: pg_sys::Oid) -> Result<(), Error> {
 
 /// Makes all lanes begin again.
 pub fn restart_lanes(id: i64) -> Result<(), Error> {
-    execute("update zdd.lane set next_block = first_block, taken_by = null where change_id = $1", &[id.into()])
+    execute(
+        "update zdd.lane set next_block = first_block, taken_by = null, vacuumed = false where change_id = $1",
+        &[id.into()],
+    )
+}
+
+/// Takes a table that nobody has begun to vacuum since all its rows are split.
+pub fn take_vacuum(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
+    let taken = write(
+        "update zdd.lane as l set vacuumed = true
+         from (select t.relation from zdd.lane as t where t.change_id = $1 and t.lane = 1 and not t.vacuumed
+               order by t.relation limit 1 for update skip locked) as t
+         where l.change_id = $1 and l.relation = t.relation and l.lane = 1 returning l.relation",
+        &[id.into()],
+        |row| get(row, 1),
+    )?;
+    Ok(taken.into_iter().next())
 }
 
 /// Forgets what is only needed while a change is active.
@@ -706,7 +725,10 @@ fn write<T>(
     args: &[DatumWithOid],
     mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    as_extension(|| Spi::connect_mut(|client| client.update(sql, None, args)?.map(|row| each(&row)).collect()))
+    as_extension(|| {
+        let plan = plan(sql, args)?;
+        Spi::connect_mut(|client| client.update(plan, None, args)?.map(|row| each(&row)).collect())
+    })
 }
 
 /// Runs SQL that only reads, also on a standby.
@@ -715,7 +737,26 @@ fn read<T>(
     args: &[DatumWithOid],
     mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    as_extension(|| Spi::connect(|client| client.select(sql, None, args)?.map(|row| each(&row)).collect()))
+    as_extension(|| {
+        let plan = plan(sql, args)?;
+        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
+    })
+}
+
+/// The plan of a statement, which the session keeps: each batch runs the same few. They are never given back, since that
+/// must not happen while the process ends; there are only as many as this file has statements.
+fn plan(sql: &str, args: &[DatumWithOid]) -> Result<&'static OwnedPreparedStatement, Error> {
+    thread_local! {
+        static PLANS: RefCell<HashMap<String, &'static OwnedPreparedStatement>> = RefCell::default();
+    }
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
+        return Ok(plan);
+    }
+    let types: Vec<PgOid> = args.iter().map(|arg| arg.oid().into()).collect();
+    let plan = Spi::connect(|client| Ok::<_, Error>(client.prepare(sql, &types)?.keep()))?;
+    let plan: &OwnedPreparedStatement = Box::leak(Box::new(plan));
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    Ok(plan)
 }
 
 fn execute(sql: &str, args: &[DatumWithOid]) -> Result<(), Error> {

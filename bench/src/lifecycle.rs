@@ -14,7 +14,7 @@ use crate::stats::{Series, thousands};
 use crate::subject::Subject;
 use crate::table::Table;
 
-const CLIENTS: usize = 8;
+pub const CLIENTS: usize = 8;
 /// Each takes a while.
 const MOST_ROUNDS: usize = 2;
 /// How long the clients work when nothing else goes on.
@@ -92,7 +92,7 @@ pub fn measure(bench: &Bench) -> Result<Lifecycle> {
 }
 
 /// How many statements a second the clients can do when nothing is in their way.
-fn saturation(bench: &Bench, rows: i64) -> Result<f64> {
+pub fn saturation(bench: &Bench, rows: i64) -> Result<f64> {
     let db = Subject::with_rows(&bench.cluster, rows)?;
     let plain = contender::floor();
     let epoch = Instant::now();

@@ -1,7 +1,7 @@
 //! pg_zdd side by side with what people use today, on one scratch server, in interleaved rounds: whatever else the
 //! machine does hits all of them. Read the ratios, not the seconds.
 //!
-//! `pg_zdd_bench [writes] [backfill] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all of
+//! `pg_zdd_bench [writes] [backfill] [load] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all of
 //! these; `usage` alone measures what recording usage costs.
 //! From the environment: ROWS (default 1,000,000), ROUNDS (default 3), FULL=1 for a table ten times as large, and
 //! ONLY="pgroll floor" for some of the contenders.
@@ -12,6 +12,7 @@ mod chart;
 mod clients;
 mod contender;
 mod lifecycle;
+mod load;
 mod locks;
 mod report;
 mod stats;
@@ -39,7 +40,7 @@ const CONF: &[(&str, &str)] = &[
     ("statement_timeout", "1h"),
 ];
 
-const PARTS: [&str; 6] = ["writes", "backfill", "lifecycle", "locks", "cases", "report"];
+const PARTS: [&str; 7] = ["writes", "backfill", "load", "lifecycle", "locks", "cases", "report"];
 
 pub struct Bench {
     pub cluster: Cluster,
@@ -119,6 +120,7 @@ fn measure(wanted: &[String]) -> Result<()> {
     let bench = Bench { cluster, rows, rounds, full, contenders, started: Instant::now() };
     bench.part(wanted, writes::measure)?;
     bench.part(wanted, backfill::measure)?;
+    bench.part(wanted, load::measure)?;
     bench.part(wanted, lifecycle::measure)?;
     bench.part(wanted, locks::measure)?;
     bench.part(wanted, cases::measure)

@@ -11,6 +11,7 @@ use crate::cases::Cases;
 use crate::chart;
 use crate::contender;
 use crate::lifecycle::Lifecycle;
+use crate::load::UnderLoad;
 use crate::locks::Locks;
 use crate::table::Table;
 use crate::writes::Writes;
@@ -96,6 +97,7 @@ pub fn publish() -> Result<()> {
         chart::write("per-row-cost", &chart::per_row_cost(&file.figures))?;
     }
     section(&mut page, "Writes", &["per-row-cost"], writes);
+    section(&mut page, "Backfill beside the applications", &[], kept::<UnderLoad>());
     let lifecycle = kept::<Lifecycle>();
     if let Some(file) = &lifecycle {
         chart::write("latency", &chart::latency(&file.figures))?;

@@ -155,6 +155,8 @@ struct Run<'s> {
     rows_per_block: f64,
     rate: Rate,
     last_report: Instant,
+    /// How often it waited for others since its last batch.
+    naps: u32,
     /// When the signals were looked at last.
     last_look: Option<Instant>,
     /// The lanes that are worked on in turn, and where in them; the next one first. While it is the other one's turn, the
@@ -189,6 +191,7 @@ impl<'s> Run<'s> {
             rows_per_block: 100.0,
             rate: Rate::new(Duration::from_secs(10)),
             last_report: now,
+            naps: 0,
             last_look: None,
             windows: VecDeque::new(),
             destinations: Destinations::default(),
@@ -206,6 +209,9 @@ impl<'s> Run<'s> {
             self.doing("splits rows", None)?;
             if self.split_rows()? == End::Stopped {
                 return Ok(End::Stopped);
+            }
+            if self.session.is_worker() {
+                self.vacuum()?;
             }
             let begun = self.change.phase;
             let Some(_finisher) = self.become_finisher()? else { return Ok(End::LeftToOthers) };
@@ -266,6 +272,7 @@ impl<'s> Run<'s> {
                     failures = 0;
                     match step? {
                         Step::Batch { rows, blocked } => {
+                            self.naps = 0;
                             self.rows += rows;
                             self.limited_rows += rows;
                             let pause = self.courtesy.record(blocked, self.change.batch_target);
@@ -365,9 +372,11 @@ impl<'s> Run<'s> {
         }
     }
 
+    /// Waits for others, the longer the more often it did without a batch in between.
     fn nap(&mut self, reason: &str) -> Result<(), Error> {
         self.wait(reason)?;
-        lock::sleep(Duration::from_millis(100));
+        lock::sleep(Duration::from_millis(10 << self.naps.min(4)));
+        self.naps += 1;
         Ok(())
     }
 
@@ -597,6 +606,15 @@ impl<'s> Run<'s> {
         Ok(End::Finished)
     }
 
+    /// Vacuums the tables that no other worker has begun to. Meanwhile one of them may verify.
+    fn vacuum(&mut self) -> Result<(), Error> {
+        while let Some(relation) = self.session.transaction(|| catalog::take_vacuum(self.change.id))? {
+            self.doing("vacuums", None)?;
+            index::vacuum(self.session, relation)?;
+        }
+        Ok(())
+    }
+
     fn build_indexes(&mut self) -> Result<(), Error> {
         let (session, change) = (self.session, self.change.clone());
         for failures in 1.. {
@@ -608,13 +626,17 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    /// Vacuums and builds indexes, which only a worker can: a session that has indexes to build waits for one. Returns
-    /// whether the change is still there.
+    /// Builds indexes, which only a worker can: a session that has indexes to build waits for one. Returns whether the change
+    /// is still there.
     fn tidy(&mut self) -> Result<bool, Error> {
         if self.session.is_worker() {
-            for (relation, _) in sizes(self.session, &self.change)? {
-                self.doing("vacuums", None)?;
-                index::vacuum(self.session, relation)?;
+            // They vacuum.
+            while self.session.transaction(|| catalog::live_workers(self.change.id))? > 1 {
+                self.wait("workers that are not done")?;
+                lock::sleep(Duration::from_millis(10));
+                if self.follow()? {
+                    return Ok(false);
+                }
             }
             self.build_indexes()?;
             return Ok(!self.follow()?);

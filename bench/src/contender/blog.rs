@@ -25,7 +25,7 @@ impl Blog {
 }
 
 impl Contender for Blog {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.name
     }
 

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct ByHand;
 
 impl Contender for ByHand {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "by hand, careful"
     }
 

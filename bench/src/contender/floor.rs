@@ -8,7 +8,7 @@ use crate::subject::Subject;
 pub struct Floor;
 
 impl Contender for Floor {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "floor"
     }
 

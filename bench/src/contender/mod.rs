@@ -22,7 +22,7 @@ pub enum Version {
 }
 
 pub trait Contender: Sync {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// How it is driven, in a sentence, for the page that shows the figures.
     fn how(&self) -> String;
@@ -79,10 +79,15 @@ pub fn all() -> Vec<Box<dyn Contender>> {
         Box::new(by_hand::ByHand),
         Box::new(pgroll::Pgroll),
         Box::new(reshape::Reshape),
-        Box::new(zdd::Zdd { workers: None }),
-        Box::new(zdd::Zdd { workers: Some(1) }),
-        Box::new(zdd::Zdd { workers: Some(2) }),
+        Box::new(zdd::Zdd::in_session()),
+        Box::new(zdd::Zdd::with_workers(1)),
+        Box::new(zdd::Zdd::with_workers(2)),
     ]
+}
+
+/// Those with a limit on the rows per second, which only makes sense beside applications.
+pub fn limited() -> Vec<Box<dyn Contender>> {
+    vec![Box::new(zdd::Zdd::limited_to(100_000)), Box::new(zdd::Zdd::limited_to(30_000))]
 }
 
 pub fn floor() -> Box<dyn Contender> {

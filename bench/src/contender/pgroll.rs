@@ -12,7 +12,7 @@ const PGROLL: Tool = Tool("pgroll");
 pub struct Pgroll;
 
 impl Contender for Pgroll {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "pgroll"
     }
 

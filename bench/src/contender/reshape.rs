@@ -12,7 +12,7 @@ const RESHAPE: Tool = Tool("reshape");
 pub struct Reshape;
 
 impl Contender for Reshape {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "Reshape"
     }
 

@@ -5,20 +5,36 @@ use std::time::Duration;
 use pg_zdd_cluster::{Cluster, Result, wait_until};
 
 use super::Contender;
+use crate::stats::thousands;
 use crate::subject::Subject;
 
 pub struct Zdd {
+    name: String,
     /// None: the session that calls it.
-    pub workers: Option<i32>,
+    workers: Option<i32>,
+    max_rows_per_second: Option<i32>,
+}
+
+impl Zdd {
+    pub fn in_session() -> Zdd {
+        Zdd { name: "pg_zdd".into(), workers: None, max_rows_per_second: None }
+    }
+
+    pub fn with_workers(workers: i32) -> Zdd {
+        let s = if workers == 1 { "" } else { "s" };
+        Zdd { name: format!("pg_zdd, {workers} worker{s}"), workers: Some(workers), max_rows_per_second: None }
+    }
+
+    /// One worker that splits so many rows a second at most.
+    pub fn limited_to(rows: i32) -> Zdd {
+        let name = format!("pg_zdd, 1 worker, at most {} rows/s", thousands(rows.into()));
+        Zdd { name, workers: Some(1), max_rows_per_second: Some(rows) }
+    }
 }
 
 impl Contender for Zdd {
-    fn name(&self) -> &'static str {
-        match self.workers {
-            None => "pg_zdd",
-            Some(1) => "pg_zdd, 1 worker",
-            Some(_) => "pg_zdd, 2 workers",
-        }
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn how(&self) -> String {
@@ -53,7 +69,11 @@ impl Contender for Zdd {
                   columns => 'streetname varchar, housenumber varchar',
                   regex => '^(?<streetname>.+?)(?:\s+(?<housenumber>\d\S*))?$',
                   join => '{streetname}[ {housenumber}]')",
-        )
+        )?;
+        match self.max_rows_per_second {
+            Some(rows) => db.run(&format!("SELECT zdd.alter_change('address.street', max_rows_per_second => {rows})")),
+            None => Ok(()),
+        }
     }
 
     fn backfill(&self, db: &Subject) -> Result<()> {

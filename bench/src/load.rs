@@ -1,0 +1,150 @@
+//! What a backfill of a large table takes from the applications that keep the server half busy, at full speed and with a
+//! limit.
+
+use std::time::{Duration, Instant};
+
+use pg_zdd_cluster::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::Bench;
+use crate::clients::{Clients, Load, Summary};
+use crate::contender::{self, Contender, Version};
+use crate::lifecycle::{CLIENTS, saturation};
+use crate::report::{NotRun, Part};
+use crate::stats::{Series, seconds, thousands};
+use crate::subject::Subject;
+use crate::table::Table;
+
+/// How long the clients work alone first.
+const QUIET: Duration = Duration::from_secs(6);
+/// Whoever takes longer than this many seconds has one round.
+const LONG: f64 = 30.0;
+
+#[derive(Serialize, Deserialize)]
+pub struct UnderLoad {
+    pub rows: i64,
+    /// Statements per second that all clients ask for.
+    pub rate: f64,
+    pub contenders: Vec<Shared>,
+    pub not_run: Vec<NotRun>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Shared {
+    pub name: String,
+    /// From the beginning of the change until every row is split.
+    pub seconds: Series,
+    /// One per round.
+    pub before: Vec<Summary>,
+    pub during: Vec<Summary>,
+    pub failed: Option<String>,
+}
+
+pub fn measure(bench: &Bench) -> Result<UnderLoad> {
+    let (mut contenders, not_run) = bench.contenders(|contender| !contender.is_floor());
+    let limited = contender::limited();
+    contenders.extend(limited.iter().map(|contender| &**contender));
+    let rate = saturation(bench, bench.rows)? / 2.0;
+    let mut all: Vec<Shared> = contenders.iter().map(|contender| Shared::new(contender.name())).collect();
+    for round in 0..bench.rounds {
+        for turn in 0..contenders.len() {
+            let which = (round + turn) % contenders.len();
+            let shared = &mut all[which];
+            if shared.failed.is_some() || shared.seconds.max().is_some_and(|seconds| seconds > LONG) {
+                continue;
+            }
+            bench.say(&format!("round {}: {}", round + 1, shared.name));
+            shared.failed = one_round(bench, contenders[which], rate, shared).err().map(|e| e.to_string());
+        }
+    }
+    Ok(UnderLoad { rows: bench.rows, rate, contenders: all, not_run })
+}
+
+fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut Shared) -> Result<()> {
+    let db = Subject::with_rows(&bench.cluster, bench.rows)?;
+    contender.adopt(&db)?;
+    db.run("CHECKPOINT")?;
+    let epoch = Instant::now();
+    let load = Load { clients: CLIENTS, rate: Some(rate / CLIENTS as f64) };
+    let clients = Clients::start(&db, contender, Version::Old, load, epoch)?;
+    let now = || epoch.elapsed().as_secs_f64();
+    let first = now();
+    std::thread::sleep(QUIET);
+    let from = now();
+    let took = seconds(|| {
+        contender.start(&db)?;
+        contender.backfill(&db)
+    })?;
+    let to = now();
+    std::thread::sleep(Duration::from_millis(500));
+    let trace = clients.stop()?;
+    shared.seconds.add(took);
+    shared.before.push(trace.summary(first, from));
+    shared.during.push(trace.summary(from, to));
+    Ok(())
+}
+
+impl Shared {
+    fn new(name: &str) -> Shared {
+        Shared {
+            name: name.to_owned(),
+            seconds: Series::default(),
+            before: Vec::new(),
+            during: Vec::new(),
+            failed: None,
+        }
+    }
+
+    fn series(&self, figure: impl Fn(&Summary, &Summary) -> f64) -> Series {
+        let mut series = Series::default();
+        self.before.iter().zip(&self.during).for_each(|(before, during)| series.add(figure(before, during)));
+        series
+    }
+}
+
+impl Part for UnderLoad {
+    const NAME: &'static str = "load";
+
+    fn tables(&self) -> Vec<Table> {
+        let header = [
+            "",
+            "took s",
+            "runs",
+            "rows/s",
+            "throughput, × before",
+            "p50 ms",
+            "p99 ms",
+            "p99, × before",
+            "p99.9 ms",
+            "longest ms",
+            "failed",
+        ];
+        let title = format!(
+            "{} rows are split while {CLIENTS} clients ask for {} statements/s, half of what the server can do",
+            thousands(self.rows as f64),
+            thousands(self.rate)
+        );
+        let mut table = Table::new(title, &header);
+        for shared in &self.contenders {
+            if let Some(reason) = &shared.failed {
+                table.failed(&shared.name, reason);
+                continue;
+            }
+            table.row(vec![
+                shared.name.clone(),
+                shared.seconds.spread(1),
+                shared.seconds.count().to_string(),
+                shared.seconds.median().map(|took| thousands(self.rows as f64 / took)).unwrap_or_default(),
+                shared.series(|before, during| during.per_second / before.per_second).spread(2),
+                shared.series(|_, during| during.p50).spread(2),
+                shared.series(|_, during| during.p99).spread(1),
+                shared.series(|before, during| during.p99 / before.p99).spread(1),
+                shared.series(|_, during| during.p999).spread(1),
+                shared.series(|_, during| during.longest).spread(0),
+                shared.series(|_, during| during.failed as f64).spread(0),
+            ]);
+        }
+        self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));
+        vec![table]
+    }
+}
