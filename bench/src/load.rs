@@ -43,7 +43,9 @@ pub struct Shared {
 pub fn measure(bench: &Bench) -> Result<UnderLoad> {
     let (mut contenders, not_run) = bench.contenders(|contender| !contender.is_floor());
     let limited = contender::limited();
-    contenders.extend(limited.iter().map(|contender| &**contender));
+    if contenders.iter().any(|contender| contender.is_variant()) {
+        contenders.extend(limited.iter().map(|contender| &**contender));
+    }
     let rate = saturation(bench, bench.rows)? / 2.0;
     let mut all: Vec<Shared> = contenders.iter().map(|contender| Shared::new(contender.name())).collect();
     for round in 0..bench.rounds {

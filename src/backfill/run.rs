@@ -29,8 +29,8 @@ use crate::worker::{launch_helper, launch_missing};
 
 /// What one step of a backfill did.
 enum Step {
-    /// A batch of so many rows, which kept so many sessions waiting.
-    Batch { rows: u64, blocked: usize },
+    /// A batch of so many rows, which kept so many sessions waiting, and the time that its work took.
+    Batch { rows: u64, blocked: usize, work: Duration },
     /// Nothing: the rows of a block that was skipped are still locked.
     Passed,
     /// Nothing: others have all lanes that are left.
@@ -173,13 +173,14 @@ struct Run<'s> {
 impl<'s> Run<'s> {
     fn new(session: &'s Session, slot: Option<Slot>, change: Change) -> Run<'s> {
         let now = Instant::now();
+        let courtesy = Courtesy::new(change.batch_target);
         let sharers = change.job.as_ref().map_or(1, |job| job.workers.max(1));
         let fires = change.job.as_ref().is_some_and(|job| job.options.fire_triggers);
         Run {
             session,
             slot,
-            sizer: BatchSizer::new(change.batch_target),
-            courtesy: Courtesy::new(change.batch_target),
+            sizer: BatchSizer::new(courtesy.target()),
+            courtesy,
             change,
             task: if fires { Task::SplitFiringTriggers } else { Task::Split },
             start: now,
@@ -271,11 +272,11 @@ impl<'s> Run<'s> {
                 Ok(step) => {
                     failures = 0;
                     match step? {
-                        Step::Batch { rows, blocked } => {
+                        Step::Batch { rows, blocked, work } => {
                             self.naps = 0;
                             self.rows += rows;
                             self.limited_rows += rows;
-                            let pause = self.courtesy.record(blocked, self.change.batch_target);
+                            let pause = self.courtesy.record(blocked, work, self.change.batch_target);
                             self.sizer.set_target(self.courtesy.target());
                             if !pause.is_zero() {
                                 self.wait("sessions that its last batch kept waiting")?;
@@ -484,7 +485,7 @@ impl<'s> Run<'s> {
                 self.windows.pop_front();
             }
         }
-        Ok(Step::Batch { rows: work.written, blocked })
+        Ok(Step::Batch { rows: work.written, blocked, work: work.time })
     }
 
     fn sweep(&mut self, relation: pg_sys::Oid, block: u32) -> Result<Step, Error> {
@@ -506,7 +507,7 @@ impl<'s> Run<'s> {
             return Ok(Step::Passed);
         }
         catalog::count_rows(id, relation, outcome.work.written)?;
-        Ok(Step::Batch { rows: outcome.work.written, blocked: 0 })
+        Ok(Step::Batch { rows: outcome.work.written, blocked: 0, work: outcome.work.time })
     }
 
     /// Says how far the backfill is, if it was said a second ago, and sees to it that it has all its workers.
@@ -659,7 +660,7 @@ impl<'s> Run<'s> {
 const RATE_LIMIT: &str = "max_rows_per_second";
 /// How many lanes are worked on in turn.
 const LANES_IN_TURN: usize = 4;
-const NOTHING: Step = Step::Batch { rows: 0, blocked: 0 };
+const NOTHING: Step = Step::Batch { rows: 0, blocked: 0, work: Duration::ZERO };
 
 /// How often the signals are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);

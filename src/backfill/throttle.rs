@@ -75,10 +75,14 @@ pub struct Courtesy {
 impl Courtesy {
     /// Below this, batches cost more than the work that they do.
     const LEAST: Duration = Duration::from_millis(2);
+    /// Until it is known whether anybody is in the way. Batches of this length cost hardly more than long ones.
+    const FIRST: Duration = Duration::from_millis(5);
+    /// How much work that keeps nobody waiting doubles the length of a batch.
+    const DOUBLED_BY: Duration = Duration::from_secs(1);
 
-    /// Begins with what was asked for.
-    pub fn new(target: Duration) -> Courtesy {
-        Courtesy { target }
+    /// Begins with short batches, if no shorter ones are asked for.
+    pub fn new(asked: Duration) -> Courtesy {
+        Courtesy { target: Self::FIRST.min(asked) }
     }
 
     /// What the next batch may take.
@@ -86,15 +90,17 @@ impl Courtesy {
         self.target
     }
 
-    /// Learns whether the last batch kept anybody waiting: if so the next one is half as long, else a tenth longer, up to
-    /// what is asked for. Returns how long to let the others go first.
-    pub fn record(&mut self, blocked: usize, asked: Duration) -> Duration {
+    /// Learns how long the last batch took and how many sessions it kept waiting: if any, the next one is half as long,
+    /// else a little longer, up to what is asked for. A short batch is seldom in anybody's way, so that its length settles
+    /// where waits are few. Returns how long to let the others go first.
+    pub fn record(&mut self, blocked: usize, took: Duration, asked: Duration) -> Duration {
         if blocked > 0 {
             let pause = self.target;
             self.target = (self.target / 2).max(Self::LEAST).min(asked);
             pause
         } else {
-            self.target = (self.target + self.target / 10).min(asked);
+            let doublings = took.as_secs_f64() / Self::DOUBLED_BY.as_secs_f64();
+            self.target = self.target.mul_f64(doublings.min(1.0).exp2()).min(asked);
             Duration::ZERO
         }
     }
@@ -169,26 +175,35 @@ mod tests {
 
     #[test]
     fn batches_shrink_for_those_they_block_and_grow_back() {
-        let asked = Duration::from_millis(50);
-        let mut courtesy = Courtesy::new(asked);
-        assert_eq!(courtesy.record(2, asked), Duration::from_millis(50));
-        assert_eq!(courtesy.target(), Duration::from_millis(25));
+        let ms = Duration::from_millis;
+        let mut courtesy = Courtesy::new(ms(50));
+        assert_eq!(courtesy.target(), ms(5));
+        // Two seconds of work.
         for _ in 0..20 {
-            courtesy.record(1, asked);
+            assert_eq!(courtesy.record(0, ms(100), ms(50)), Duration::ZERO);
         }
-        assert_eq!(courtesy.target(), Duration::from_millis(2));
-        for _ in 0..100 {
-            assert_eq!(courtesy.record(0, asked), Duration::ZERO);
+        assert!((ms(19)..ms(21)).contains(&courtesy.target()), "{courtesy:?}");
+        for _ in 0..20 {
+            courtesy.record(0, ms(100), ms(50));
         }
-        assert_eq!(courtesy.target(), asked);
+        assert_eq!(courtesy.target(), ms(50));
+        assert_eq!(courtesy.record(2, ms(50), ms(50)), ms(50));
+        assert_eq!(courtesy.target(), ms(25));
+        for _ in 0..20 {
+            courtesy.record(1, ms(50), ms(50));
+        }
+        assert_eq!(courtesy.target(), ms(2));
+        // However long a batch took.
+        courtesy.record(0, Duration::MAX, ms(50));
+        assert_eq!(courtesy.target(), ms(4));
     }
 
     #[test]
     fn a_shorter_batch_that_is_asked_for_counts_at_once() {
         let mut courtesy = Courtesy::new(Duration::from_millis(50));
-        courtesy.record(0, Duration::from_millis(1));
+        courtesy.record(0, Duration::ZERO, Duration::from_millis(1));
         assert_eq!(courtesy.target(), Duration::from_millis(1));
-        courtesy.record(1, Duration::from_millis(1));
+        courtesy.record(1, Duration::ZERO, Duration::from_millis(1));
         assert_eq!(courtesy.target(), Duration::from_millis(1));
     }
 }

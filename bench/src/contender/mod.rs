@@ -87,7 +87,7 @@ pub fn all() -> Vec<Box<dyn Contender>> {
 
 /// Those with a limit on the rows per second, which only makes sense beside applications.
 pub fn limited() -> Vec<Box<dyn Contender>> {
-    vec![Box::new(zdd::Zdd::limited_to(100_000)), Box::new(zdd::Zdd::limited_to(30_000))]
+    vec![Box::new(zdd::Zdd::limited_to(30_000)), Box::new(zdd::Zdd::limited_to(10_000))]
 }
 
 pub fn floor() -> Box<dyn Contender> {
