@@ -35,6 +35,9 @@ struct Wanted {
     if_committed: bool,
     /// The subtransaction that asked for it.
     since: u32,
+/// As the subtransaction of those whose transaction has committed.
+const COMMITTED: u32 = 0;
+
 }
 
 thread_local! {
@@ -55,19 +58,28 @@ fn want(change: &Change, workers: u32, if_committed: bool) {
     WANTED.with_borrow_mut(|all| all.extend((0..workers).map(|_| wanted)));
 }
 
-fn launch_wanted(ending: Ending) {
+fn launch_wanted(ending: Ending) -> Result<(), Error> {
+    let mut refused = Ok(());
     let mut all = WANTED.with_borrow_mut(std::mem::take);
     let start = |wanted: &Wanted| worker::register(wanted.order, WORKER, WORKER);
     match ending {
-        Ending::Committed => all.retain(|wanted| wanted.if_committed && !start(wanted)),
-        Ending::Prepared => all.clear(),
-        Ending::Aborted | Ending::AbortedSince(_) => {
-            let first = if let Ending::AbortedSince(first) = ending { first } else { 0 };
+        Ending::Committed => {
+            all.retain(|wanted| wanted.if_committed && !start(wanted));
+            all.iter_mut().for_each(|wanted| wanted.since = COMMITTED);
+        }
+        // Nobody here would hear of its commit.
+        Ending::Preparing if all.iter().any(|wanted| wanted.if_committed && wanted.since != COMMITTED) => {
+            refused = Err(Error::Prepared);
+        }
+        Ending::Preparing => {}
+        Ending::Prepared => all.retain(|wanted| wanted.since == COMMITTED),
+        Ending::AbortedSince(first) => {
             all.iter().filter(|wanted| wanted.since >= first && !wanted.if_committed).for_each(|wanted| {
                 start(wanted);
             });
             all.retain(|wanted| wanted.since < first);
         }
+    refused
     }
     WANTED.with_borrow_mut(|left| *left = all);
 }

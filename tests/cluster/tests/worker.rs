@@ -1133,3 +1133,21 @@ fn a_contract_that_is_refused_says_why() {
     db.run(RESUME);
     db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
 }
+#[test]
+fn where_no_slot_is_free_the_session_tries_again() {
+    let conf =
+        [("max_worker_processes", "1"), ("max_logical_replication_workers", "0"), ("max_prepared_transactions", "1")];
+    let cluster = Cluster::start(&conf).expect("a cluster");
+    let mut db = slow_backfill(Session::on(&cluster), 2_000);
+    db.run("CREATE TABLE second AS SELECT 'Elm Street'::text AS street");
+    db.run("SELECT zdd.split_column('second', 'street', columns => 'a text, b text', delimiter => ' ', change => 'second')");
+    db.run("SELECT zdd.start_backfill('second')");
+    // Whatever comes in between.
+    db.error("SELECT 1/0");
+    db.run("BEGIN; SAVEPOINT s; SELECT 1; ROLLBACK TO s; COMMIT");
+    db.run("BEGIN; SELECT 1; PREPARE TRANSACTION 'other'");
+    db.run("COMMIT PREPARED 'other'");
+    let_go(&mut db);
+    wait_for(&mut db, "SELECT string_agg(phase, ',') FROM zdd.changes", "expanded,expanded");
+}
+
