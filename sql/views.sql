@@ -91,25 +91,29 @@ workers as (
     from zdd.workers as w
     group by w.change
 ),
--- The speed over the last minute, over the last ten seconds, and since the beginning.
+-- The speed over the last minute, over the last ten seconds, and since the beginning, of what is being worked on.
 speeds as (
     select
         l.change_id,
-        (l.rows_split - m.rows_split) / nullif(extract(epoch from l.updated_at - m.at), 0) as rows_per_second,
-        (l.blocks_done - m.blocks_done) / nullif(extract(epoch from l.updated_at - m.at), 0) as last_minute,
-        (l.blocks_done - t.blocks_done) / nullif(extract(epoch from l.updated_at - t.at), 0) as last_seconds,
+        (l.rows_split - m.rows_split) / nullif(extract(epoch from n.now - m.at), 0) as rows_per_second,
+        (l.blocks_done - m.blocks_done) / nullif(extract(epoch from n.now - m.at), 0) as last_minute,
+        (l.blocks_done - t.blocks_done) / nullif(extract(epoch from n.now - t.at), 0) as last_seconds,
         l.blocks_done / nullif(extract(epoch from l.updated_at - l.started_at), 0) as overall,
         l.rows_split / nullif(extract(epoch from l.updated_at - l.started_at), 0) as rows_overall
+    join zdd.change as c on c.id = l.change_id
+    join workers as w on w.change = c.name
+    cross join (select clock_timestamp() as now) as n
     from lanes as l
     left join lateral (
         select s.at, s.rows_split, s.blocks_done from zdd.sample as s
-        where s.change_id = l.change_id and s.at between l.updated_at - interval '60 seconds' and l.updated_at
+        where s.change_id = l.change_id and s.at > n.now - interval '60 seconds'
         order by s.at limit 1
     ) as m on true
     left join lateral (
         select s.at, s.blocks_done from zdd.sample as s
-        where s.change_id = l.change_id and s.at between l.updated_at - interval '10 seconds' and l.updated_at
+        where s.change_id = l.change_id and s.at > n.now - interval '10 seconds'
         order by s.at limit 1
+    where c.relation is not null
     ) as t on true
 ),
 owned as (
@@ -177,10 +181,10 @@ comment on column zdd.progress.state is
     'running; waiting: see waiting_for; paused: by zdd.pause; stopped: by an error; starting: no background worker has begun yet; interrupted: the session that did it is gone.';
 comment on column zdd.progress.workers is 'Background workers and sessions that work on it right now.';
 comment on column zdd.progress.workers_requested is 'Background workers that it is to have.';
-comment on column zdd.progress.rows_per_second is 'Over the last minute.';
+comment on column zdd.progress.rows_per_second is 'Over the last minute; NULL when nobody works on it.';
 comment on column zdd.progress.eta_min is
-    'Time left at the highest of the speeds over the last ten seconds, the last minute and since the beginning.';
-comment on column zdd.progress.eta_max is 'Time left at the lowest of these speeds.';
+    'Time left at the highest of the speeds over the last ten seconds, the last minute and since the beginning; NULL when nobody works on it.';
+comment on column zdd.progress.eta_max is 'Time left at the lowest of these speeds; NULL while it stands still.';
 comment on column zdd.progress.batch_ms is 'What the work of the last batch took, in milliseconds.';
 comment on column zdd.progress.last_error is 'Shown to the owner of the table: it may quote a row.';
 comment on column zdd.progress.wal_bytes is 'Bytes of WAL that the backfill has written.';
