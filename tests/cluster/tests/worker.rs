@@ -136,16 +136,17 @@ fn with_fewer_workers_wanted_the_others_leave() {
         db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {wanted})"));
         let counts = "SELECT workers, workers_requested, (SELECT count(*) FROM zdd.workers) FROM zdd.progress";
         wait_for(db, counts, &format!("{wanted}|{wanted}|{wanted}"));
+        soon(begun, "another number of workers");
+        // One that finds no place waits a second for one.
         wait_for(db, WORKERS, &wanted.to_string());
-        begun
     };
     workers(&mut db, 4);
-    soon(workers(&mut db, 2), "the end of two workers");
+    workers(&mut db, 2);
     // Those that wait for something else leave too.
     db.run("SELECT zdd.alter_change('address.street', run_if => 'false')");
     wait_for(&mut db, "SELECT count(*) FROM zdd.workers WHERE waiting_for = 'run_if to be true'", "2");
     let_go(&mut db);
-    soon(workers(&mut db, 1), "the end of a worker");
+    workers(&mut db, 1);
     // The one that is left need not be the first.
     workers(&mut db, 2);
     db.run("BEGIN; SELECT zdd.start_backfill('address.street', workers => 1)");
@@ -319,7 +320,6 @@ fn an_interrupted_foreground_backfill_goes_on_in_a_worker() {
 #[test]
 fn a_transaction_that_starts_workers_cannot_be_prepared() {
     let mut db = address(Session::new(), 2_000);
-    let_go(&mut db);
     let refused = |db: &mut Session, call: &str| {
         let error = db.error(&format!("BEGIN; {call}; PREPARE TRANSACTION 'mine'"));
         assert!(error.contains("(0A000)") && error.contains("HINT: "), "{error}");
@@ -330,8 +330,13 @@ fn a_transaction_that_starts_workers_cannot_be_prepared() {
     // What has started none can be.
     db.run(&format!("BEGIN; SAVEPOINT s; {START}; ROLLBACK TO s; PREPARE TRANSACTION 'mine'"));
     db.run("COMMIT PREPARED 'mine'");
-    db.run(&format!("BEGIN; {START}; SELECT zdd.pause('address.street'); COMMIT"));
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 100)");
+    db.run(START);
+    worker(&mut db);
+    db.run("SELECT zdd.pause('address.street')");
+    wait_for(&mut db, WORKERS, "0");
     refused(&mut db, RESUME);
+    let_go(&mut db);
     db.run(RESUME);
     db.run(EXPANDED);
     wait_for(&mut db, WORKERS, "0");
