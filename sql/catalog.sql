@@ -80,7 +80,7 @@ create table zdd.skipped (
 );
 comment on table zdd.skipped is 'Blocks with rows that were locked when the backfill came by.';
 
--- What is to be done for a change. Whether somebody is doing it is not written down: advisory locks tell.
+-- What is to be done for a change. Whether somebody is doing it is not written down: locks tell.
 create table zdd.job (
     change_id bigint primary key,
     kind text not null check (kind in ('backfill', 'contract')),
@@ -110,7 +110,7 @@ create table zdd.worker (
     primary key (change_id, slot)
 ) with (fillfactor = 50);
 comment on table zdd.worker is 'What those who work for a change said last of what they do; they may be gone.';
-comment on column zdd.worker.slot is 'Whoever holds advisory lock (2053399652, change_id * 64 + slot) is alive: below 32 background workers.';
+comment on column zdd.worker.slot is 'Whoever holds the userlock (2053399652, change_id * 64 + slot) of pg_locks is alive: below 32 background workers.';
 
 create table zdd.sample (
     change_id bigint not null,

@@ -19,17 +19,17 @@ Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such ch
 
 comment on function zdd.start_backfill(text, integer, boolean) is
 'Hands the backfill of a change to background workers and returns its name. They begin when the transaction commits, and not at all when it does not. They split the rows as zdd.backfill does, vacuum the table, build the indexes that were asked for, and move the change to expanded. Where no worker slot is free, it is tried again later.
-workers (default 1, at most 32): how many work at the same time. fire_triggers: as for backfill.
-Locks: as backfill; SHARE UPDATE EXCLUSIVE for VACUUM and CREATE INDEX CONCURRENTLY. Errors: 42704 no such change, 42501 not the owner, 22023 invalid number, 55000 paused, 55006 being contracted.';
+workers (default 1, at most 32): how many work at the same time; of those that run already, the surplus leaves. fire_triggers: as for backfill.
+Locks: as backfill; SHARE UPDATE EXCLUSIVE for VACUUM and CREATE INDEX CONCURRENTLY. Errors: 42704 no such change, 42501 not the owner, 22023 invalid number, 55000 paused, 55006 being contracted; 0A000 from PREPARE TRANSACTION.';
 
 comment on function zdd.start_contract(text, boolean, boolean) is
-'Hands the contract of a change to a background worker, which begins when the transaction commits. What can be told without looking at rows is refused at once; what is found later stops the work, see zdd.progress and zdd.events. Arguments, locks and errors: as contract.';
+'Hands the contract of a change to a background worker, which begins when the transaction commits. What can be told without looking at rows is refused at once; what is found later stops the work, takes back a fence of its own, and is in zdd.progress and zdd.events. Arguments, locks and errors: as contract.';
 
 comment on function zdd.pause(text) is
-'Stops a backfill within a second, wherever it runs, until zdd.resume. An index that is being built is begun again then. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to pause.';
+'Stops a backfill within a second, wherever it runs, until zdd.resume. An index that is being built, or a long batch, is begun again then. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to pause.';
 
 comment on function zdd.resume(text) is
-'Goes on, in background workers, with a backfill or contract that was paused, stopped by an error, or left behind by a worker that is gone. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to resume.';
+'Goes on, in background workers, with a backfill or contract that was paused, stopped by an error, or left behind by workers or a session that are gone. What a session had begun gets one worker, and a NOTICE. Returns the name of the change. Locks: none on the table. Errors: 42704 no such change, 42501 not the owner, 55000 nothing to resume.';
 
 comment on procedure zdd.wait_for(text, text, interval) is
 'Waits until a change has reached a phase: expanding, expanded, fenced, contracted or rolled_back. timeout (default NULL): give up after so long. Locks: none. Errors: 55000 not reached in time, paused, or stopped by an error, which the DETAIL quotes; 25001 inside a transaction block; 42704 no such change; 42501 not the owner; 22023 no such phase.';
@@ -55,7 +55,7 @@ comment on function zdd.unfence(text) is
 comment on procedure zdd.contract(text, boolean, boolean) is
 'Drops the old column, sets NOT NULL where it was asked for, and removes the trigger. From expanded it passes through a fence of its own, which it takes back when it refuses.
 accept_unmatched (default false): the values of unmatched rows may be lost. force (default false): do not wait until nobody has used the old column for zdd.quiet_period, as zdd.usage or a fence held that long shows.
-Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync or unmatched; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
+Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync or unmatched; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use, or a background worker contracts; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
 
 comment on function zdd.rollback(text) is
 'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Background workers that vacuum or build indexes are ended. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';

@@ -30,7 +30,7 @@ select
     e.event,
     -- An error may quote a row.
     case
-        when e.event <> 'error' or exists (
+        when e.event not in ('error', 'retried') or exists (
             select from zdd.change as c
             join pg_class as t on t.oid = c.relation
             where c.id = e.change_id and pg_has_role(t.relowner, 'usage')
@@ -53,9 +53,8 @@ select
     w.started_at
 from zdd.worker as w
 join zdd.change as c on c.id = w.change_id
-join pg_catalog.pg_locks as k on k.locktype = 'advisory'
+join pg_catalog.pg_locks as k on k.locktype = 'userlock'
     and k.classid = 2053399652::oid
-    and k.objsubid = 2
     and k.objid = ((w.change_id * 64 + w.slot) % 4294967296)::oid
     and k.pid = w.pid
     and k.database = (
@@ -91,26 +90,30 @@ workers as (
     from zdd.workers as w
     group by w.change
 ),
--- The speed over the last minute, over the last ten seconds, and since the beginning.
+-- The speed over the last minute, over the last ten seconds, and since the beginning, of what is being worked on.
 speeds as (
     select
         l.change_id,
-        (l.rows_split - m.rows_split) / nullif(extract(epoch from l.updated_at - m.at), 0) as rows_per_second,
-        (l.blocks_done - m.blocks_done) / nullif(extract(epoch from l.updated_at - m.at), 0) as last_minute,
-        (l.blocks_done - t.blocks_done) / nullif(extract(epoch from l.updated_at - t.at), 0) as last_seconds,
+        (l.rows_split - m.rows_split) / nullif(extract(epoch from n.now - m.at), 0) as rows_per_second,
+        (l.blocks_done - m.blocks_done) / nullif(extract(epoch from n.now - m.at), 0) as last_minute,
+        (l.blocks_done - t.blocks_done) / nullif(extract(epoch from n.now - t.at), 0) as last_seconds,
         l.blocks_done / nullif(extract(epoch from l.updated_at - l.started_at), 0) as overall,
         l.rows_split / nullif(extract(epoch from l.updated_at - l.started_at), 0) as rows_overall
     from lanes as l
+    join zdd.change as c on c.id = l.change_id
+    join workers as w on w.change = c.name
+    cross join (select clock_timestamp() as now) as n
     left join lateral (
         select s.at, s.rows_split, s.blocks_done from zdd.sample as s
-        where s.change_id = l.change_id and s.at between l.updated_at - interval '60 seconds' and l.updated_at
+        where s.change_id = l.change_id and s.at > n.now - interval '60 seconds'
         order by s.at limit 1
     ) as m on true
     left join lateral (
         select s.at, s.blocks_done from zdd.sample as s
-        where s.change_id = l.change_id and s.at between l.updated_at - interval '10 seconds' and l.updated_at
+        where s.change_id = l.change_id and s.at > n.now - interval '10 seconds'
         order by s.at limit 1
     ) as t on true
+    where c.relation is not null
 ),
 owned as (
     select c.id from zdd.change as c
@@ -150,10 +153,13 @@ select
             then 'the primary server, which does the work'
         when w.workers is null and j.workers > 0 and j.stopped is null
             then 'a free background worker slot (max_worker_processes), or the launcher'
+        when w.workers is null and j.workers = 0 and j.stopped is null
+            then 'a call of zdd.resume, zdd.start_backfill or zdd.backfill'
         else w.waiting_for
     end as waiting_for,
     case
-        when w.workers is null and j.workers > 0 and j.stopped is null then greatest(j.requested_at, l.updated_at)
+        when w.workers is null and j.change_id is not null and j.stopped is null
+            then greatest(j.requested_at, l.updated_at)
         else w.waiting_since
     end as waiting_since,
     j.stopped_at,
@@ -177,10 +183,10 @@ comment on column zdd.progress.state is
     'running; waiting: see waiting_for; paused: by zdd.pause; stopped: by an error; starting: no background worker has begun yet; interrupted: the session that did it is gone.';
 comment on column zdd.progress.workers is 'Background workers and sessions that work on it right now.';
 comment on column zdd.progress.workers_requested is 'Background workers that it is to have.';
-comment on column zdd.progress.rows_per_second is 'Over the last minute.';
+comment on column zdd.progress.rows_per_second is 'Over the last minute; NULL when nobody works on it.';
 comment on column zdd.progress.eta_min is
-    'Time left at the highest of the speeds over the last ten seconds, the last minute and since the beginning.';
-comment on column zdd.progress.eta_max is 'Time left at the lowest of these speeds.';
+    'Time left at the highest of the speeds over the last ten seconds, the last minute and since the beginning; NULL when nobody works on it.';
+comment on column zdd.progress.eta_max is 'Time left at the lowest of these speeds; NULL while it stands still.';
 comment on column zdd.progress.batch_ms is 'What the work of the last batch took, in milliseconds.';
 comment on column zdd.progress.last_error is 'Shown to the owner of the table: it may quote a row.';
 comment on column zdd.progress.wal_bytes is 'Bytes of WAL that the backfill has written.';

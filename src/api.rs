@@ -339,12 +339,13 @@ fn start_contract(
 ) -> Result<String, ErrorReport> {
     let name = owned_change(change)?.name;
     let change = catalog::lock(&name)?;
-    if let Some(Job { kind: JobKind::Contract, stopped: None, .. }) = &change.job {
+    if change.is_contracting() {
         Err(Error::ContractRunning { change: name.clone() })?;
     }
     let options = JobOptions {
         accept_unmatched: accept_unmatched.unwrap_or(false),
         force: force.unwrap_or(false),
+        own_fence: change.has_own_fence(),
         ..JobOptions::default()
     };
     contract::check(&change, Consent { accept_unmatched: options.accept_unmatched, force: options.force })?;
@@ -378,12 +379,21 @@ create function zdd.resume(change text) returns text language c as 'MODULE_PATHN
 "#)]
 fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
     let change = catalog::lock(&owned_change(change)?.name)?;
-    let live = catalog::live_workers(change.id)?;
-    let Some(job) = change.job.as_ref().filter(|job| job.stopped.is_some() || live < job.workers) else {
-        return Err(Error::NotPaused { change: change.name })?;
+    let missing = |job: &Job| -> Result<bool, Error> {
+        Ok(match job.workers {
+            // Whoever works on it will do.
+            0 => catalog::live(change.id)? == 0,
+            workers => catalog::live_workers(change.id)? < workers,
+        })
     };
-    // What a session had begun goes on without it.
+    let job = match &change.job {
+        Some(job) if job.stopped.is_some() || missing(job)? => job,
+        _ => return Err(Error::NotPaused { change: change.name })?,
+    };
     let workers = job.workers.max(1);
+    if job.workers == 0 {
+        pgrx::notice!("the backfill of change \"{}\", begun by a session, goes on in a background worker", change.name);
+    }
     catalog::set_job(&change, job.kind, workers, job.options)?;
     catalog::record(change.id, &change.name, "resumed", json!({ "workers": workers }))?;
     launch_at_commit(&change, workers);
@@ -488,8 +498,11 @@ fn contract_change(
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
     let change = session.transaction(|| owned_change(change.as_deref()))?;
+    if change.is_contracting() && session.transaction(|| catalog::live_workers(change.id))? > 0 {
+        Err(Error::ContractRunning { change: change.name.clone() })?;
+    }
     let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
-    Ok(contract::contract(&session, &change.name, &change, consent)?)
+    Ok(contract::contract(&session, &change, consent, |_| Ok(()))?)
 }
 
 /// Behind the view zdd.usage. Takes no locks.

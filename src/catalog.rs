@@ -8,6 +8,7 @@ use pgrx::PgOid;
 use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiHeapTupleData, SpiResult};
+use serde_json::json;
 
 use crate::error::Error;
 use crate::pg::lock::{SessionLock, tree};
@@ -64,13 +65,32 @@ pub struct Stopped {
     pub error_hint: Option<String>,
 }
 
-/// What the caller asked for.
+/// What the caller asked for, and what a worker that takes over must know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct JobOptions {
     pub fire_triggers: bool,
     pub accept_unmatched: bool,
     pub force: bool,
+    /// The fence that is up is the contract's own, which goes when it is refused.
+    pub own_fence: bool,
+}
+
+impl Change {
+    /// Whether the fence that is up is that of a contract.
+    pub fn has_own_fence(&self) -> bool {
+        self.phase == Phase::Fenced && self.job.as_ref().is_some_and(|job| job.options.own_fence)
+    }
+
+    /// Whether nobody is to go on with it.
+    pub fn is_stopped(&self) -> bool {
+        self.job.as_ref().is_none_or(|job| job.stopped.is_some())
+    }
+
+    /// Whether a contract was asked for and neither done nor stopped.
+    pub fn is_contracting(&self) -> bool {
+        matches!(self.job, Some(Job { kind: JobKind::Contract, stopped: None, .. }))
+    }
 }
 
 impl Stopped {
@@ -230,7 +250,21 @@ pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Resul
         &[change.id.into(), to.as_str().into(), to.is_final().into()],
     )?;
     record(change.id, &change.name, to.as_str(), detail)?;
-    if to.is_final() { forget_work(change.id) } else { Ok(()) }
+    if to.is_final() {
+        forget_work(change.id)?;
+        return execute("delete from zdd.worker where change_id = $1", &[change.id.into()]);
+    }
+    // Whoever moves it now, the fence of a contract is gone.
+    execute("update zdd.job set options = options - 'own_fence' where change_id = $1", &[change.id.into()])
+}
+
+/// Remembers that the fence is the contract's own, if it is one that another worker can go on with.
+pub fn set_own_fence(id: i64) -> Result<(), Error> {
+    execute(
+        "update zdd.job set options = options || jsonb_build_object('own_fence', true)
+         where change_id = $1 and kind = 'contract'",
+        &[id.into()],
+    )
 }
 
 /// Whether the guard watches over the change.
@@ -313,6 +347,37 @@ pub fn record(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Re
         "insert into zdd.event (change_id, change, event, detail, role) values ($1, $2, $3, $4, $5)",
         &[id.into(), name.into(), event.into(), JsonB(detail).into(), role_name(session_role()).into()],
     )
+}
+
+/// Writes down an error that ends the work on a change.
+pub fn record_error(id: i64, name: &str, error: &Error) -> Result<(), Error> {
+    let (detail, hint) = error.detail_and_hint();
+    let hint = hint.unwrap_or_else(|| Error::RESUME.into());
+    set_error(id, &error.message(), Some(&hint))?;
+    record(id, name, "error", json!({ "error": error.message(), "detail": detail, "hint": hint }))
+}
+
+/// Writes down an error after which the work is tried again. What comes again and again takes one event an hour, which
+/// counts.
+pub fn record_retry(change: &Change, error: &Error) -> Result<(), Error> {
+    set_error(change.id, &error.message(), None)?;
+    let args = [change.id.into(), error.sqlstate().into(), error.message().into()];
+    let counted = write(
+        "update zdd.event set detail = detail || jsonb_build_object('error', $3::text,
+             'count', (detail->>'count')::bigint + 1, 'last_at', clock_timestamp())
+         where id = (
+             select max(e.id) from zdd.event as e
+             where e.change_id = $1 and e.event = 'retried' and e.detail->>'sqlstate' = $2
+                 and e.at > clock_timestamp() - interval '1 hour')
+         returning id",
+        &args,
+        |row| get::<i64>(row, 1),
+    )?;
+    if counted.is_empty() {
+        let detail = json!({ "sqlstate": error.sqlstate(), "error": error.message(), "count": 1 });
+        record(change.id, &change.name, "retried", detail)?;
+    }
+    Ok(())
 }
 
 /// The change that has this column of the table, on either side.
@@ -419,9 +484,9 @@ pub fn take_vacuum(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
     Ok(taken.into_iter().next())
 }
 
-/// Forgets what is only needed while a change is active.
+/// Forgets what is only needed while a change is active, but for who works on it: they may have to be ended.
 pub fn forget_work(id: i64) -> Result<(), Error> {
-    for table in ["skipped", "lane", "worker", "sample", "job", "built_index", "guarded"] {
+    for table in ["skipped", "lane", "sample", "job", "built_index", "guarded"] {
         execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
     }
     Ok(())
@@ -451,7 +516,7 @@ pub fn take_lane(id: i64, slot: Option<&Slot>, mine: Option<(pg_sys::Oid, i32)>)
         "{LANE} where l.change_id = $1 and l.next_block < l.end_block and (l.taken_by is not distinct from $2
              or not exists (
                  select from pg_locks as k
-                 where k.locktype = 'advisory' and k.classid = $3 and k.objsubid = 2
+                 where k.locktype = 'userlock' and k.classid = $3
                      and k.objid = ((l.change_id * 64 + l.taken_by) % 4294967296)::oid
                      and k.database = (select d.oid from pg_database as d where d.datname = current_database())))
          order by l.relation, l.lane limit 1 for update skip locked"
@@ -562,9 +627,9 @@ pub fn remaining(id: i64) -> Result<Remaining, Error> {
     Ok(found.into_iter().next().unwrap_or_default())
 }
 
-/// The class of the advisory locks of those who work for a change.
+/// The class of the locks of those who work for a change.
 const WORKERS: u32 = 2_053_399_652;
-/// The class of the advisory lock of the one who finishes a job.
+/// The class of the lock of the one who finishes a job.
 const FINISHER: u32 = 2_053_399_653;
 /// The slots of a change: first those of background workers, then those of sessions.
 const SLOTS: u32 = 64;
@@ -575,7 +640,19 @@ pub const MAX_WORKERS: u32 = 32;
 pub struct Slot {
     change_id: i64,
     number: u32,
-    _lock: SessionLock,
+    lock: SessionLock,
+}
+
+impl Slot {
+    /// Whether it is one that a change with so many background workers has.
+    pub fn is_among(&self, workers: u32) -> bool {
+        self.number < workers
+    }
+
+    /// Whether others can still see that it is taken.
+    pub fn is_held(&self) -> bool {
+        self.lock.is_held()
+    }
 }
 
 fn slot_key(id: i64, number: u32) -> u32 {
@@ -590,26 +667,44 @@ pub fn take_slot(id: i64, workers: Option<u32>) -> Option<Slot> {
     };
     slots
         .filter_map(|number| {
-            Some(Slot { change_id: id, number, _lock: SessionLock::take(WORKERS, slot_key(id, number))? })
+            Some(Slot { change_id: id, number, lock: SessionLock::take(WORKERS, slot_key(id, number))? })
         })
         .next()
 }
 
-/// Ends the background workers of a change that hold its tables as VACUUM and CREATE INDEX do, and waits until they are
-/// gone, so that others find their places free. Returns how many.
-pub fn end_maintenance(change: &Change) -> Result<u32, Error> {
+/// Ends the background workers of a change that do what a batch's time does not bound, VACUUM and CREATE INDEX, and those
+/// whose batch takes long, and waits until they are gone, so that others find their places free. Returns how many. No other
+/// process is ever ended.
+pub fn end_long_work(change: &Change) -> Result<u32, Error> {
     let ended = read(
-        "select pg_terminate_backend(w.pid, 5000) from pg_locks as w
-         where w.locktype = 'advisory' and w.classid = $1 and w.objsubid = 2 and w.objid = any ($2)
-             and w.database = (select d.oid from pg_database as d where d.datname = current_database())
-             and exists (
-                 select from pg_locks as t
-                 where t.pid = w.pid and t.locktype = 'relation' and t.mode = 'ShareUpdateExclusiveLock' and t.granted
-                     and t.database = w.database and t.relation = any ($3))",
-        &[pg_sys::Oid::from(WORKERS).into(), slot_keys(change.id, MAX_WORKERS).into(), tree(change.relation).into()],
+        "select pg_terminate_backend(w.pid, 5000) from zdd.workers as w
+         join pg_stat_activity as a on a.pid = w.pid and a.backend_type like 'pg\\_zdd%'
+         where w.change = $1 and w.kind = 'background worker'
+             and (w.doing = $2 or w.doing like $3 || '%'
+                 or a.xact_start < clock_timestamp() - case when $4 then interval '0' else interval '0.5 seconds' end)",
+        &[
+            change.name.as_str().into(),
+            VACUUMS.into(),
+            BUILDS_INDEX.into(),
+            (change.batch_target > Duration::from_millis(500)).into(),
+        ],
         |row| get::<bool>(row, 1),
     )?;
     Ok(ended.into_iter().filter(|ended| *ended).count() as u32)
+}
+
+/// What a worker says of itself when it does what has to be ended from outside.
+pub const VACUUMS: &str = "vacuums";
+pub const BUILDS_INDEX: &str = "builds index ";
+
+/// As `set_doing`, for what has to be ended from outside: whoever stops the job either sees it, or is seen. Returns whether
+/// it may begin.
+pub fn begin_long_work(slot: &Slot, change: &str, doing: &str) -> Result<bool, Error> {
+    if lock(change)?.is_stopped() {
+        return Ok(false);
+    }
+    set_doing(slot, doing, None)?;
+    Ok(true)
 }
 
 fn slot_keys(id: i64, slots: u32) -> Vec<pg_sys::Oid> {
@@ -629,7 +724,7 @@ pub fn live(id: i64) -> Result<u32, Error> {
 fn live_slots(id: i64, slots: u32) -> Result<u32, Error> {
     let count = read(
         "select count(*) from pg_locks as k
-         where k.locktype = 'advisory' and k.classid = $1 and k.objsubid = 2 and k.objid = any ($2)
+         where k.locktype = 'userlock' and k.classid = $1 and k.objid = any ($2)
              and k.database = (select d.oid from pg_database as d where d.datname = current_database())",
         &[pg_sys::Oid::from(WORKERS).into(), slot_keys(id, slots).into()],
         |row| get::<i64>(row, 1),

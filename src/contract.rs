@@ -19,20 +19,32 @@ pub struct Consent {
     pub force: bool,
 }
 
-/// Drops the old column.
-pub fn contract(session: &Session, name: &str, change: &Change, consent: Consent) -> Result<(), Error> {
-    session.transaction(|| check(change, consent))?;
-    refuse_rows(change, &count(session, change)?, consent)?;
-    let own_fence = change.phase == Phase::Expanded;
-    if own_fence {
+/// Drops the old column. `doing` hears of each step.
+pub fn contract(
+    session: &Session,
+    change: &Change,
+    consent: Consent,
+    mut doing: impl FnMut(&str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let name = &change.name;
+    // A worker that is gone may have come as far as its own fence.
+    let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
+    if !change.has_own_fence() {
+        session.transaction(|| check(change, consent))?;
+        doing("counts rows")?;
+        refuse_rows(change, &count(session, change)?, consent)?;
+    }
+    if change.phase == Phase::Expanded {
+        doing("fences")?;
         session.transaction(|| {
             let change = catalog::lock(name)?;
             // Counting may have taken long.
-            check_usage(&change, consent)?;
-            ddl::fence(&change)
+            check_usage(&change, consent, false)?;
+            ddl::fence(&change)?;
+            catalog::set_own_fence(change.id)
         })?;
     }
-    match finish(session, name, own_fence, consent) {
+    match finish(session, name, own_fence, consent, &mut doing) {
         Ok(lossy) => {
             if lossy > 0 {
                 pgrx::notice!(
@@ -42,29 +54,45 @@ pub fn contract(session: &Session, name: &str, change: &Change, consent: Consent
             pgrx::info!("{name}: contracted; the old column is gone");
             Ok(())
         }
-        Err(error) => {
-            undo(session, name, own_fence)?;
-            Err(error)
-        }
+        Err(error) => loop {
+            match undo(session, change, own_fence) {
+                // Nobody else would take the fence back.
+                Err(late) if session.is_worker() && late.is_transient() => {
+                    doing("takes its fence back")?;
+                    session.transaction(|| catalog::record_retry(change, &late))?;
+                }
+                undone => return undone.and(Err(error)),
+            }
+        },
     }
 }
 
 /// The steps behind the fence. Returns the number of lossy rows.
-fn finish(session: &Session, name: &str, recount: bool, consent: Consent) -> Result<i64, Error> {
+fn finish(
+    session: &Session,
+    name: &str,
+    own_fence: bool,
+    consent: Consent,
+    doing: &mut impl FnMut(&str) -> Result<(), Error>,
+) -> Result<i64, Error> {
     let change = session.transaction(|| catalog::find(name))?;
     // The old application may have written between the first count and the fence.
+    doing("counts rows behind the fence")?;
     let counts = count(session, &change)?;
-    if recount {
+    if own_fence {
         refuse_rows(&change, &counts, consent)?;
     }
+    doing("demands NOT NULL")?;
     if session.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
+        doing("validates NOT NULL")?;
         session.transaction(|| ddl::validate_not_null(&change))?;
     }
+    doing("drops the old column")?;
     session.transaction(|| {
         let change = catalog::lock(name)?;
         // Who ran into our own fence gets the column back.
-        if recount {
-            check_usage(&change, consent)?;
+        if own_fence {
+            check_usage(&change, consent, true)?;
         }
         ddl::drop_source(&change)
     })?;
@@ -72,10 +100,15 @@ fn finish(session: &Session, name: &str, recount: bool, consent: Consent) -> Res
 }
 
 /// Takes back what a contract that was refused or cancelled has done.
-fn undo(session: &Session, name: &str, own_fence: bool) -> Result<(), Error> {
+fn undo(session: &Session, change: &Change, own_fence: bool) -> Result<(), Error> {
     session.transaction(|| {
-        let change = catalog::lock(name)?;
-        if own_fence { ddl::unfence(&change) } else { ddl::stop_demanding_not_null(&change) }
+        let change = catalog::lock(&change.name)?;
+        match change.phase {
+            Phase::Fenced if own_fence => ddl::unfence(&change),
+            Phase::Fenced => ddl::stop_demanding_not_null(&change),
+            // Somebody was quicker.
+            _ => Ok(()),
+        }
     })
 }
 
@@ -90,14 +123,14 @@ pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
-    check_usage(change, consent)
+    check_usage(change, consent, change.has_own_fence())
 }
 
 /// An error unless it is known that nobody uses the old column: it has been fenced for long enough, or use was recorded
-/// for that long and there was none.
-fn check_usage(change: &Change, consent: Consent) -> Result<(), Error> {
+/// for that long and there was none. A contract's own fence is no proof: nobody has watched who runs into it.
+fn check_usage(change: &Change, consent: Consent, own_fence: bool) -> Result<(), Error> {
     let quiet_period = guc::quiet_period();
-    let fenced_for = (change.phase == Phase::Fenced).then_some(change.in_phase);
+    let fenced_for = (change.phase == Phase::Fenced && !own_fence).then_some(change.in_phase);
     if consent.force || quiet_period.is_zero() {
         return Ok(());
     }

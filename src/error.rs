@@ -236,6 +236,11 @@ pub enum Error {
     ContractRunning {
         change: String,
     },
+    /// Code of the table has released the lock that tells who works.
+    LocksGivenUp {
+        change: String,
+    },
+    Prepared,
     /// A job ended with an error that is written down.
     Stopped {
         change: String,
@@ -635,7 +640,7 @@ impl Error {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("nothing of change \"{change}\" was paused or stopped"),
             )
-            .hint("SELECT * FROM zdd.progress shows what is going on."),
+            .hint("SELECT * FROM zdd.progress shows what is going on; zdd.start_backfill(change) and zdd.backfill(change) begin a backfill."),
             NothingToPause { change } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("change \"{change}\" has no backfill that could be paused"),
@@ -646,6 +651,18 @@ impl Error {
                 format!("change \"{change}\" is being contracted"),
             )
             .hint("SELECT * FROM zdd.progress shows how far it is."),
+            LocksGivenUp { change } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("pg_advisory_unlock_all was called while a backfill of change \"{change}\" wrote rows"),
+            )
+            .detail("A trigger of the table or a function of its rule has given up all locks of the session, and so the one that tells that it works.")
+            .hint("Take the call out, or fire no triggers; then SELECT zdd.resume(change)."),
+            Prepared => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has executed zdd.start_backfill, zdd.start_contract or zdd.resume",
+            )
+            .detail("Background workers begin when the session that asked for them commits.")
+            .hint("Call it in a transaction of its own."),
             Stopped { change, error, hint } => {
                 let stopped = parts(
                     Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -793,7 +810,18 @@ impl Error {
 
     /// Whether the same work may succeed when it is tried again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Error::Caught(error) if error.is_transient())
+        match self {
+            Error::Caught(error) => error.is_transient(),
+            Error::LockTimeout { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Its SQLSTATE, as it is written.
+    pub fn sqlstate(&self) -> String {
+        // Five characters, six bits each.
+        let code = self.parts().code as u32;
+        (0..5).map(|place| char::from(b'0' + (code >> (6 * place) & 0x3f) as u8)).collect()
     }
 
     /// Its DETAIL and HINT.

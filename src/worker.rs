@@ -4,8 +4,6 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::backfill::run;
 use crate::catalog::{self, Change, JobKind, Slot};
 use crate::contract::{self, Consent};
@@ -37,6 +35,9 @@ struct Wanted {
     since: u32,
 }
 
+/// As the subtransaction of those whose transaction has committed.
+const COMMITTED: u32 = 0;
+
 thread_local! {
     /// Those that found no free slot are tried again after the next commit.
     static WANTED: RefCell<Vec<Wanted>> = const { RefCell::new(Vec::new()) };
@@ -55,14 +56,22 @@ fn want(change: &Change, workers: u32, if_committed: bool) {
     WANTED.with_borrow_mut(|all| all.extend((0..workers).map(|_| wanted)));
 }
 
-fn launch_wanted(ending: Ending) {
+fn launch_wanted(ending: Ending) -> Result<(), Error> {
     let mut all = WANTED.with_borrow_mut(std::mem::take);
     let start = |wanted: &Wanted| worker::register(wanted.order, WORKER, WORKER);
+    let mut refused = Ok(());
     match ending {
-        Ending::Committed => all.retain(|wanted| wanted.if_committed && !start(wanted)),
-        Ending::Prepared => all.clear(),
-        Ending::Aborted | Ending::AbortedSince(_) => {
-            let first = if let Ending::AbortedSince(first) = ending { first } else { 0 };
+        Ending::Committed => {
+            all.retain(|wanted| wanted.if_committed && !start(wanted));
+            all.iter_mut().for_each(|wanted| wanted.since = COMMITTED);
+        }
+        // Nobody here would hear of its commit.
+        Ending::Preparing if all.iter().any(|wanted| wanted.if_committed && wanted.since != COMMITTED) => {
+            refused = Err(Error::Prepared);
+        }
+        Ending::Preparing => {}
+        Ending::Prepared => all.retain(|wanted| wanted.since == COMMITTED),
+        Ending::AbortedSince(first) => {
             all.iter().filter(|wanted| wanted.since >= first && !wanted.if_committed).for_each(|wanted| {
                 start(wanted);
             });
@@ -70,12 +79,13 @@ fn launch_wanted(ending: Ending) {
         }
     }
     WANTED.with_borrow_mut(|left| *left = all);
+    refused
 }
 
-/// Ends the background workers that vacuum the tables of a change or build indexes, which can take long and holds the
-/// tables against DDL. They lose no more than that, and others take their place if this transaction does not commit.
+/// Ends the background workers that do what can take long and holds the tables against DDL: vacuum, build indexes, or a
+/// long batch. They lose no more than that, and others take their place if this transaction does not commit.
 pub fn interrupt(change: &Change) -> Result<(), Error> {
-    let ended = catalog::end_maintenance(change)?;
+    let ended = catalog::end_long_work(change)?;
     want(change, ended, false);
     Ok(())
 }
@@ -134,6 +144,7 @@ fn is_installed() -> bool {
 
 /// Starts workers for all that is unfinished in this database. If it has the last free slot itself, it does the work.
 fn resume(session: &Session) -> Result<(), Error> {
+    worker::show_activity(Some("pg_zdd: looks for unfinished work"));
     let mut left = session.transaction(|| {
         let mut left = Vec::new();
         if is_installed() {
@@ -156,7 +167,6 @@ fn work_for(session: &Session, change: Change) -> Result<(), Error> {
     if wanted_workers(&change).is_none() {
         return Ok(());
     }
-    worker::show_activity(Some(&format!("pg_zdd: {name}")));
     match session.whole(|| run_job(session, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),
@@ -188,12 +198,35 @@ fn run_job(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
         Some(job) if job.kind == JobKind::Contract => {
             let options = job.options;
             let consent = Consent { accept_unmatched: options.accept_unmatched, force: options.force };
-            session.transaction(|| catalog::set_doing(&slot, "contracts", None))?;
-            contract::contract(session, &change.name, &change, consent)
+            contract::contract(session, &change, consent, |what| show(session, &slot, &change.name, what, None))
         }
         // The session that called for the backfill splits the rows.
         Some(job) if job.workers == 0 => run::build_indexes(session, slot, &change),
         _ => run::work(session, slot, change),
+    }
+}
+
+/// Says what whoever has a place does, and what they wait for: in zdd.workers, and of a background worker in
+/// pg_stat_activity and its process title too.
+pub fn show(session: &Session, slot: &Slot, change: &str, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
+    session.asynchronous_transaction(|| catalog::set_doing(slot, what, waiting_for))?;
+    show_title(session, change, what, waiting_for);
+    Ok(())
+}
+
+/// The same for what has to be ended from outside. Returns whether it may begin.
+pub fn show_long_work(session: &Session, slot: &Slot, change: &str, what: &str) -> Result<bool, Error> {
+    let begins = session.transaction(|| catalog::begin_long_work(slot, change, what))?;
+    if begins {
+        show_title(session, change, what, None);
+    }
+    Ok(begins)
+}
+
+fn show_title(session: &Session, change: &str, what: &str, waiting_for: Option<&str>) {
+    if session.is_worker() {
+        let waiting = waiting_for.map(|reason| format!(", waits for {reason}")).unwrap_or_default();
+        worker::show_activity(Some(&format!("pg_zdd: {change}: {what}{waiting}")));
     }
 }
 
@@ -204,11 +237,8 @@ fn give_up(id: i64, name: &str, error: &Error) -> Result<(), Error> {
         Ok(_) | Err(Error::Final { .. }) => return Ok(()),
         Err(error) => return Err(error),
     }
-    let (detail, hint) = error.detail_and_hint();
-    let hint = Some(hint.unwrap_or_else(|| Error::RESUME.into()));
-    catalog::set_error(id, &error.message(), hint.as_deref())?;
-    catalog::stop_job(id, "error")?;
-    catalog::record(id, name, "error", json!({ "error": error.message(), "detail": detail, "hint": hint }))
+    catalog::record_error(id, name, error)?;
+    catalog::stop_job(id, "error")
 }
 
 /// What the launcher does: again and again, have a look at every database.

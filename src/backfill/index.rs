@@ -24,11 +24,11 @@ pub fn vacuum(session: &Session, relation: pg_sys::Oid) -> Result<(), Error> {
 }
 
 /// Builds the indexes that are not there yet, in the table and all its partitions or children, while reads and writes go
-/// on. Partitions come before what they are partitions of, whose index is then made of theirs.
+/// on, unless one may not begin. Partitions come before what they are partitions of, whose index is then made of theirs.
 pub fn build(
     session: &Session,
     change: &Change,
-    mut doing: impl FnMut(&str) -> Result<(), Error>,
+    mut begin: impl FnMut(&str) -> Result<bool, Error>,
 ) -> Result<(), Error> {
     // Partitions may come meanwhile.
     while !session.transaction(|| are_built(change))? {
@@ -37,7 +37,9 @@ pub fn build(
             members.reverse();
             for relation in members {
                 if let Some(to_do) = session.transaction(|| to_do(change, relation, columns))? {
-                    doing(&format!("builds index {}", to_do.name))?;
+                    if !begin(&format!("{}{}", catalog::BUILDS_INDEX, to_do.name))? {
+                        return Ok(());
+                    }
                     to_do.build(session, change)?;
                 }
             }

@@ -18,14 +18,14 @@ use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::page::Destinations;
-use crate::pg::security::{set_local, with_settings};
+use crate::pg::security::with_settings;
 use crate::pg::session::{Session, wal_bytes};
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::pg::worker;
 use crate::phase::Phase;
 use crate::verify::{self, Counts};
-use crate::worker::{launch_helper, launch_missing};
+use crate::worker::{launch_helper, launch_missing, show, show_long_work};
 
 /// What one step of a backfill did.
 enum Step {
@@ -41,6 +41,8 @@ enum Step {
     Locked,
     /// Nobody is to go on.
     Stopped,
+    /// There are enough others.
+    Surplus,
 }
 
 /// How a backfill ended for one of those who worked on it.
@@ -62,7 +64,7 @@ pub fn request(name: &str, workers: u32, fire_triggers: bool) -> Result<Change, 
         Some(Job { stopped: Some(stopped), .. }) if !stopped.by_error => {
             return Err(Error::Paused { change: change.name, role: stopped.role.clone() });
         }
-        Some(Job { kind: JobKind::Contract, .. }) => return Err(Error::ContractRunning { change: change.name }),
+        _ if change.is_contracting() => return Err(Error::ContractRunning { change: change.name }),
         // Sessions join in.
         Some(Job { workers: 1.., stopped: None, .. }) if workers == 0 => {}
         _ => catalog::set_job(&change, JobKind::Backfill, workers, options)?,
@@ -111,10 +113,7 @@ pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<()
             Ok(())
         }
         (_, Err(error)) => {
-            session.transaction(|| {
-                catalog::set_error(id, &error.message(), None)?;
-                catalog::record(id, name, "error", json!({ "error": error.message() }))
-            })?;
+            session.transaction(|| catalog::record_error(id, name, &error))?;
             Err(error)
         }
         (Ok(Change { job: Some(Job { stopped: Some(stopped), .. }), .. }), Ok(End::Stopped)) => {
@@ -142,7 +141,6 @@ struct Run<'s> {
     session: &'s Session,
     slot: Option<Slot>,
     change: Change,
-    task: Task,
     sizer: BatchSizer,
     courtesy: Courtesy,
     start: Instant,
@@ -175,14 +173,12 @@ impl<'s> Run<'s> {
         let now = Instant::now();
         let courtesy = Courtesy::new(change.batch_target);
         let sharers = change.job.as_ref().map_or(1, |job| job.workers.max(1));
-        let fires = change.job.as_ref().is_some_and(|job| job.options.fire_triggers);
         Run {
             session,
             slot,
             sizer: BatchSizer::new(courtesy.target()),
             courtesy,
             change,
-            task: if fires { Task::SplitFiringTriggers } else { Task::Split },
             start: now,
             rows: 0,
             limited_rows: 0,
@@ -202,17 +198,32 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
+    /// Goes as far as it can, however often that takes another try.
     fn complete(&mut self) -> Result<End, Error> {
+        let mut failures = 0;
+        loop {
+            match self.attempt() {
+                Err(error) => {
+                    failures += 1;
+                    self.back_off(error, failures)?;
+                }
+                end => return end,
+            }
+        }
+    }
+
+    /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
+    fn attempt(&mut self) -> Result<End, Error> {
         let name = self.change.name.clone();
         for pass in 1.. {
             let before = self.rows;
             self.doing("splits rows", None)?;
-            if self.split_rows()? == End::Stopped {
-                return Ok(End::Stopped);
+            match self.split_rows()? {
+                End::Finished => {}
+                end => return Ok(end),
             }
-            if self.session.is_worker() {
-                self.vacuum()?;
+            if self.session.is_worker() && !self.vacuum()? {
+                return Ok(End::Stopped);
             }
             let begun = self.change.phase;
             let Some(_finisher) = self.become_finisher()? else { return Ok(End::LeftToOthers) };
@@ -267,10 +278,13 @@ impl<'s> Run<'s> {
                 continue;
             }
             let session = self.session;
-            let step = soon(session, || Ok(catch(|| self.step())))?;
+            let step = session.asynchronous_transaction(|| Ok(catch(|| self.step())))?;
             match step {
                 Ok(step) => {
                     failures = 0;
+                    if self.slot.as_ref().is_some_and(|slot| !slot.is_held()) {
+                        return Err(Error::LocksGivenUp { change: self.change.name.clone() });
+                    }
                     match step? {
                         Step::Batch { rows, blocked, work } => {
                             self.naps = 0;
@@ -290,6 +304,7 @@ impl<'s> Run<'s> {
                         Step::Locked => self.nap("row locks of other sessions")?,
                         Step::Done => return Ok(End::Finished),
                         Step::Stopped => return Ok(End::Stopped),
+                        Step::Surplus => return Ok(End::LeftToOthers),
                     }
                 }
                 Err(error) => {
@@ -305,7 +320,7 @@ impl<'s> Run<'s> {
         if !error.is_transient() {
             return Err(error);
         }
-        soon(self.session, || catalog::set_error(self.change.id, &error.message(), None))?;
+        self.session.asynchronous_transaction(|| catalog::record_retry(&self.change, &error))?;
         self.wait("another try after an error")?;
         lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
         Ok(())
@@ -314,7 +329,7 @@ impl<'s> Run<'s> {
     /// What to wait for before the next batch, and how long until the next look.
     fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
         if !self.rate_pause().is_zero() {
-            if self.follow()? {
+            if self.follow()? || self.is_surplus() {
                 return Ok(None);
             }
             // There may be no limit any longer, or the time may be up by now.
@@ -330,7 +345,7 @@ impl<'s> Run<'s> {
         self.last_look = reason.is_none().then(Instant::now);
         match reason {
             // Whoever waits must hear of a pause, of other settings and of the end of the change.
-            Some(reason) => Ok((!self.follow()?).then_some((reason, LOOK_INTERVAL))),
+            Some(reason) => Ok((!self.follow()? && !self.is_surplus()).then_some((reason, LOOK_INTERVAL))),
             None => Ok(None),
         }
     }
@@ -353,10 +368,32 @@ impl<'s> Run<'s> {
                     self.begin_limit();
                 }
                 self.change = change;
-                Ok(is_stopped(&self.change))
+                Ok(self.change.is_stopped())
             }
             // The next step says why.
             Err(_) => Ok(true),
+        }
+    }
+
+    /// Whether it has a place beyond those of the workers that are wanted, which may be fewer than they were.
+    fn is_surplus(&self) -> bool {
+        let workers = self.change.job.as_ref().map_or(0, |job| job.workers);
+        self.session.is_worker() && workers > 0 && self.slot.as_ref().is_some_and(|slot| !slot.is_among(workers))
+    }
+
+    /// Takes a free place among those that are wanted, if there is one.
+    fn move_up(&mut self) -> Result<Step, Error> {
+        let workers = self.change.job.as_ref().map(|job| job.workers);
+        let Some(slot) = catalog::take_slot(self.change.id, workers) else { return Ok(Step::Surplus) };
+        catalog::set_doing(&slot, &self.doing, None)?;
+        (self.slot, self.waiting) = (Some(slot), None);
+        Ok(NOTHING)
+    }
+
+    fn task(&self) -> Task {
+        match &self.change.job {
+            Some(job) if job.options.fire_triggers => Task::SplitFiringTriggers,
+            _ => Task::Split,
         }
     }
 
@@ -405,12 +442,14 @@ impl<'s> Run<'s> {
     fn doing(&mut self, what: &str, waiting_for: Option<&str>) -> Result<(), Error> {
         (self.doing, self.waiting) = (what.to_owned(), waiting_for.map(str::to_owned));
         let Some(slot) = &self.slot else { return Ok(()) };
-        soon(self.session, || catalog::set_doing(slot, what, waiting_for))?;
-        if self.session.is_worker() {
-            let waiting = waiting_for.map(|reason| format!(", waits for {reason}")).unwrap_or_default();
-            worker::show_activity(Some(&format!("pg_zdd: {}: {what}{waiting}", self.change.name)));
-        }
-        Ok(())
+        show(self.session, slot, &self.change.name, what, waiting_for)
+    }
+
+    /// The same for what has to be ended from outside. Returns whether it may begin.
+    fn begin_long_work(&mut self, what: &str) -> Result<bool, Error> {
+        let Some(slot) = &self.slot else { return Ok(true) };
+        (self.doing, self.waiting) = (what.to_owned(), None);
+        show_long_work(self.session, slot, &self.change.name, what)
     }
 
     fn tell(&self, text: &str) {
@@ -425,8 +464,11 @@ impl<'s> Run<'s> {
     fn step(&mut self) -> Result<Step, Error> {
         // Read anew each time: alter_change, pause, fence or rollback may have come in between.
         self.change = catalog::find(&self.change.name)?;
-        if is_stopped(&self.change) {
+        if self.change.is_stopped() {
             return Ok(Step::Stopped);
+        }
+        if self.is_surplus() {
+            return self.move_up();
         }
         let next = self.windows.front().filter(|_| self.windows.len() == LANES_IN_TURN);
         let next = next.map(|(relation, number, _)| (*relation, *number));
@@ -460,11 +502,11 @@ impl<'s> Run<'s> {
         let window = known.and_then(|index| self.windows.remove(index)).map(|(_, _, window)| window);
         // Another session may have come in between.
         let window = window.filter(|window| window.next == lane.next_block).unwrap_or(Window::at(lane.next_block));
-        let visits = self.task.visits();
+        let (task, visits) = (self.task(), self.task().visits());
         let blocks = self.batch_blocks().min(most_blocks(lane.end_block - lane.first_block, visits));
         let visit = window.visit(blocks, visits, lane.end_block);
         let wal = wal_bytes();
-        let outcome = batch::run(&self.change, &table, &visit, self.task, &mut self.destinations)?;
+        let outcome = batch::run(&self.change, &table, &visit, task, &mut self.destinations)?;
         let wal_bytes = wal_bytes() - wal;
         let blocked = signals::blocked()?;
         let work = outcome.work;
@@ -499,8 +541,8 @@ impl<'s> Run<'s> {
             catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
             return Ok(NOTHING);
         }
-        let visit = Visit::only(block..block + 1);
-        let outcome = batch::run(&self.change, &table, &visit, self.task, &mut self.destinations)?;
+        let (visit, task) = (Visit::only(block..block + 1), self.task());
+        let outcome = batch::run(&self.change, &table, &visit, task, &mut self.destinations)?;
         if outcome.skipped.is_empty() {
             catalog::swept(id, relation, block)?;
         } else if outcome.work.written == 0 {
@@ -517,7 +559,7 @@ impl<'s> Run<'s> {
             return Ok(());
         }
         self.last_report = Instant::now();
-        let (remaining, live) = soon(self.session, || {
+        let (remaining, live) = self.session.asynchronous_transaction(|| {
             let remaining = catalog::remaining(self.change.id)?;
             catalog::add_sample(self.change.id, &remaining)?;
             // More than there are lanes would find nothing to do.
@@ -579,7 +621,7 @@ impl<'s> Run<'s> {
         }
         let phase = self.session.transaction(|| {
             let change = catalog::lock(&name)?;
-            if is_stopped(&change) {
+            if change.is_stopped() {
                 return Ok(None);
             }
             let rows = catalog::remaining(change.id)?.rows;
@@ -608,18 +650,21 @@ impl<'s> Run<'s> {
     }
 
     /// Vacuums the tables that no other worker has begun to. Meanwhile one of them may verify.
-    fn vacuum(&mut self) -> Result<(), Error> {
+    /// Returns whether the backfill goes on.
+    fn vacuum(&mut self) -> Result<bool, Error> {
         while let Some(relation) = self.session.transaction(|| catalog::take_vacuum(self.change.id))? {
-            self.doing("vacuums", None)?;
+            if !self.begin_long_work(catalog::VACUUMS)? {
+                return Ok(false);
+            }
             index::vacuum(self.session, relation)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn build_indexes(&mut self) -> Result<(), Error> {
         let (session, change) = (self.session, self.change.clone());
         for failures in 1.. {
-            match index::build(session, &change, |what| self.doing(what, None)) {
+            match index::build(session, &change, |what| self.begin_long_work(what)) {
                 Ok(()) => break,
                 Err(error) => self.back_off(error, failures)?,
             }
@@ -644,7 +689,7 @@ impl<'s> Run<'s> {
         }
         loop {
             self.follow()?;
-            if is_stopped(&self.change) {
+            if self.change.is_stopped() {
                 return Ok(false);
             }
             if self.session.transaction(|| index::are_built(&self.change))? {
@@ -665,15 +710,6 @@ const NOTHING: Step = Step::Batch { rows: 0, blocked: 0, work: Duration::ZERO };
 /// How often the signals are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Commits without waiting for the disk or a standby: losing the last of what a backfill did costs no more than doing it
-/// again.
-fn soon<T>(session: &Session, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    session.transaction(|| {
-        set_local(c"synchronous_commit", c"off");
-        f()
-    })
-}
-
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
 fn end_own_job(name: &str) -> Result<(), Error> {
     let change = catalog::lock(name)?;
@@ -681,11 +717,6 @@ fn end_own_job(name: &str) -> Result<(), Error> {
         Some(Job { workers: 0, .. }) => catalog::end_job(change.id),
         _ => Ok(()),
     }
-}
-
-/// Whether nobody is to go on.
-fn is_stopped(change: &Change) -> bool {
-    change.job.as_ref().is_none_or(|job| job.stopped.is_some())
 }
 
 /// Opens a table for a batch, without waiting long behind DDL.

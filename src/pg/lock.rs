@@ -50,8 +50,9 @@ fn members(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// An advisory lock of the session, which outlives transactions: held by exactly one session at a time, and by none when
-/// that session is gone, however it went. So it tells who works on what, where a table could only tell who once did.
+/// A lock of the session, which outlives transactions: held by exactly one session at a time, and by none when that
+/// session is gone, however it went. So it tells who works on what, where a table could only tell who once did. It is an
+/// advisory lock but for its type, so that SQL cannot take it: no application gets in the way, by accident or on purpose.
 pub struct SessionLock(pg_sys::LOCKTAG);
 
 impl SessionLock {
@@ -62,9 +63,8 @@ impl SessionLock {
             locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
             locktag_field2: class,
             locktag_field3: key,
-            // What the SQL functions with two keys use.
-            locktag_field4: 2,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         };
         // SAFETY: the tag is complete.
@@ -80,6 +80,19 @@ impl SessionLock {
             _ => None,
         }
     }
+
+    /// Whether nobody has given it up: SQL can, by `pg_advisory_unlock_all`. Then it is taken again, if it is free.
+    pub fn is_held(&self) -> bool {
+        // SAFETY: the tag is complete; what is taken a second time is released at once.
+        unsafe {
+            let taken = pg_sys::LockAcquire(&self.0, pg_sys::ExclusiveLock as i32, true, true);
+            let is_held = taken == pg_sys::LockAcquireResult::LOCKACQUIRE_ALREADY_HELD;
+            if is_held {
+                pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, true);
+            }
+            is_held
+        }
+    }
 }
 
 impl Drop for SessionLock {
@@ -92,6 +105,19 @@ impl Drop for SessionLock {
 /// Answers cancel requests and shutdowns.
 pub fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
+}
+
+/// What pg_stat_activity calls a sleep.
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+fn wait_event() -> u32 {
+    static WAIT_EVENT: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    // SAFETY: PostgreSQL copies the name; asked for it again, by this or another process, it gives the same number.
+    *WAIT_EVENT.get_or_init(|| unsafe { pg_sys::WaitEventExtensionNew(c"ZddSleep".as_ptr()) })
+}
+
+#[cfg(not(any(feature = "pg17", feature = "pg18")))]
+fn wait_event() -> u32 {
+    pg_sys::PG_WAIT_EXTENSION
 }
 
 /// Sleeps, answering cancel requests and shutdowns.
@@ -109,7 +135,7 @@ pub fn sleep(duration: Duration) {
                 pg_sys::MyLatch,
                 (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
                 left.as_millis().max(1) as core::ffi::c_long,
-                pg_sys::PG_WAIT_EXTENSION,
+                wait_event(),
             );
             pg_sys::ResetLatch(pg_sys::MyLatch);
         }

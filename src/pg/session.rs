@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use pgrx::{PgTryBuilder, pg_sys};
 
 use super::memory::Memory;
+use super::security::set_local;
 use super::subxact::{Caught, catch};
 use crate::error::Error;
 
@@ -70,6 +71,15 @@ impl Session {
             }
             result
         }
+    }
+
+    /// The same, but the commit waits for neither the disk nor a standby: for what costs no more than to be done again, if
+    /// a crash of the server loses it.
+    pub fn asynchronous_transaction<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        self.transaction(|| {
+            set_local(c"synchronous_commit", c"off");
+            f()
+        })
     }
 
     /// Runs all that a worker does, transactions and what is between them, where a cancel request may come too: its error is

@@ -5,8 +5,10 @@ use std::ffi::{CStr, CString};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 
 use super::session::Session;
+use crate::error::Error;
 
 /// What a worker is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,20 +113,26 @@ fn copy(text: &CStr, into: &mut [core::ffi::c_char]) {
 }
 
 thread_local! {
-    static AT_END: Cell<Option<fn(Ending)>> = const { Cell::new(None) };
+    static AT_END: Cell<Option<AtEnd>> = const { Cell::new(None) };
 }
+
+type AtEnd = fn(Ending) -> Result<(), Error>;
 
 /// How a transaction ended, or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Its effects can be seen by others.
     Committed,
-    Aborted,
-    /// It became a prepared transaction, which nobody here hears of again.
+    /// It is about to become a prepared transaction, unless there is an error.
+    Preparing,
+    /// It has become one, which nobody here hears of again.
     Prepared,
     /// All since this subtransaction began was rolled back.
     AbortedSince(u32),
 }
+
+/// What PostgreSQL numbers subtransactions from: the transaction itself.
+const TOP_SUBTRANSACTION: u32 = 1;
 
 /// The current subtransaction; later ones have higher numbers.
 pub fn current_subtransaction() -> u32 {
@@ -132,8 +140,9 @@ pub fn current_subtransaction() -> u32 {
     unsafe { pg_sys::GetCurrentSubTransactionId() }
 }
 
-/// Calls a function at the end of each transaction of this session. It must not raise errors. Only the first call counts.
-pub fn at_end_of_transaction(callback: fn(Ending)) {
+/// Calls a function at the end of each transaction of this session. Its error counts only before anything has ended. Only
+/// the first call counts.
+pub fn at_end_of_transaction(callback: AtEnd) {
     if AT_END.get().is_none() {
         AT_END.set(Some(callback));
         // SAFETY: the callbacks are plain functions that live as long as the library, which is never unloaded.
@@ -145,8 +154,9 @@ pub fn at_end_of_transaction(callback: fn(Ending)) {
 }
 
 fn call_at_end(ending: Ending) {
-    if let Some(callback) = AT_END.get() {
-        callback(ending);
+    let ended = AT_END.get().map_or(Ok(()), |callback| callback(ending));
+    if let (Err(error), Ending::Preparing) = (ended, ending) {
+        ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
     }
 }
 
@@ -154,7 +164,8 @@ fn call_at_end(ending: Ending) {
 unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _argument: *mut core::ffi::c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => call_at_end(Ending::Committed),
-        pg_sys::XactEvent::XACT_EVENT_ABORT => call_at_end(Ending::Aborted),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => call_at_end(Ending::AbortedSince(TOP_SUBTRANSACTION)),
+        pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => call_at_end(Ending::Preparing),
         pg_sys::XactEvent::XACT_EVENT_PREPARE => call_at_end(Ending::Prepared),
         _ => {}
     }

@@ -126,6 +126,39 @@ fn several_workers_share_the_lanes_of_one_table() {
 }
 
 #[test]
+fn with_fewer_workers_wanted_the_others_leave() {
+    const ROWS: i64 = 100_000;
+    let mut db = Session::new();
+    spread(&mut db, ROWS);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 300)");
+    let workers = |db: &mut Session, wanted: u32| {
+        let begun = Instant::now();
+        db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {wanted})"));
+        let counts = "SELECT workers, workers_requested, (SELECT count(*) FROM zdd.workers) FROM zdd.progress";
+        wait_for(db, counts, &format!("{wanted}|{wanted}|{wanted}"));
+        soon(begun, "another number of workers");
+        // One that finds no place waits a second for one.
+        wait_for(db, WORKERS, &wanted.to_string());
+    };
+    workers(&mut db, 4);
+    workers(&mut db, 2);
+    // Those that wait for something else leave too.
+    db.run("SELECT zdd.alter_change('address.street', run_if => 'false')");
+    wait_for(&mut db, "SELECT count(*) FROM zdd.workers WHERE waiting_for = 'run_if to be true'", "2");
+    let_go(&mut db);
+    workers(&mut db, 1);
+    // The one that is left need not be the first.
+    workers(&mut db, 2);
+    db.run("BEGIN; SELECT zdd.start_backfill('address.street', workers => 1)");
+    db.run("SELECT pg_terminate_backend(pid, 5000) FROM zdd.worker WHERE slot = 0; COMMIT");
+    wait_for(&mut db, WORKERS, "1");
+    db.run("SELECT zdd.alter_change('address.street', run_if => '')");
+    db.run(EXPANDED);
+    check_expanded(&mut db, ROWS, ROWS);
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
 fn workers_spread_over_partitions() {
     let mut db = Session::new();
     db.run("CREATE TABLE address (id int, street text, note text) PARTITION BY HASH (id)");
@@ -174,6 +207,28 @@ fn pause_and_resume_take_effect_at_once() {
         db.text("SELECT string_agg(event, ',' ORDER BY at) FROM zdd.events WHERE event IN ('paused', 'resumed')"),
         "paused,resumed"
     );
+}
+
+#[test]
+fn a_pause_does_not_wait_for_a_long_batch() {
+    let mut db = Session::new();
+    spread(&mut db, 60_000);
+    db.run(DAWDLE);
+    db.run("SELECT zdd.alter_change('address.street', batch_target => '10s', max_rows_per_second => 0)");
+    db.run("SELECT zdd.start_backfill('address.street', fire_triggers => true)");
+    wait_for(&mut db, "SELECT batch_ms > 3000 FROM zdd.progress", "t");
+    let long =
+        "SELECT a.xact_start < now() - interval '300 ms' FROM zdd.workers JOIN pg_stat_activity AS a USING (pid)";
+    wait_for(&mut db, long, "t");
+    let begun = Instant::now();
+    db.run("SELECT zdd.pause('address.street')");
+    wait_for(&mut db, WORKERS, "0");
+    soon(begun, "the pause");
+    assert_eq!(db.text("SELECT state FROM zdd.progress"), "paused");
+    db.run("DROP TRIGGER dawdle ON address");
+    db.run(RESUME);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 60_000, 60_000);
 }
 
 #[test]
@@ -233,8 +288,62 @@ fn a_foreground_backfill_is_paused_and_goes_on_in_a_worker() {
     assert!(session.notices().iter().any(|notice| notice.contains("paused by postgres")));
     let_go(&mut db);
     db.run(RESUME);
+    assert!(db.notices().iter().any(|notice| notice.contains("in a background worker")));
     db.run(EXPANDED);
     check_expanded(&mut db, 20_000, 20_000);
+}
+
+#[test]
+fn an_interrupted_foreground_backfill_goes_on_in_a_worker() {
+    let mut db = address(Session::new(), 20_000);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 100)");
+    let backfill = db.another().in_background("CALL zdd.backfill('address.street')");
+    wait_for_rows(&mut db, 1);
+    // As long as the session is at it there is nothing to resume.
+    assert!(db.error(RESUME).contains("(55000)"));
+    assert_eq!(db.text("SELECT state, workers, workers_requested FROM zdd.progress"), "waiting|1|0");
+    db.run(&format!("SELECT pg_terminate_backend({}, 5000)", backfill.pid));
+    backfill.join().1.expect_err("it was terminated");
+    let waiting = "a call of zdd.resume, zdd.start_backfill or zdd.backfill";
+    assert_eq!(db.text("SELECT state, waiting_for FROM zdd.progress"), format!("interrupted|{waiting}"));
+    let late = db.error("CALL zdd.wait_for('address.street', 'expanded', '0')");
+    assert!(late.contains(waiting), "{late}");
+    db.notices();
+    db.run(RESUME);
+    assert!(db.notices().iter().any(|notice| notice.contains("in a background worker")));
+    worker(&mut db);
+    let_go(&mut db);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+}
+
+#[test]
+fn a_transaction_that_starts_workers_cannot_be_prepared() {
+    let mut db = address(Session::new(), 2_000);
+    let refused = |db: &mut Session, call: &str| {
+        let error = db.error(&format!("BEGIN; {call}; PREPARE TRANSACTION 'mine'"));
+        assert!(error.contains("(0A000)") && error.contains("HINT: "), "{error}");
+        assert_eq!(db.text(WORKERS), "0");
+    };
+    refused(&mut db, START);
+    assert_eq!(db.text("SELECT state FROM zdd.progress"), "");
+    // What has started none can be.
+    db.run(&format!("BEGIN; SAVEPOINT s; {START}; ROLLBACK TO s; PREPARE TRANSACTION 'mine'"));
+    db.run("COMMIT PREPARED 'mine'");
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 100)");
+    db.run(START);
+    worker(&mut db);
+    db.run("SELECT zdd.pause('address.street')");
+    wait_for(&mut db, WORKERS, "0");
+    refused(&mut db, RESUME);
+    let_go(&mut db);
+    db.run(RESUME);
+    db.run(EXPANDED);
+    wait_for(&mut db, WORKERS, "0");
+    refused(&mut db, "SELECT zdd.start_contract('address.street', force => true)");
+    db.run("BEGIN; SELECT zdd.fence('address.street'); PREPARE TRANSACTION 'mine'");
+    db.run("COMMIT PREPARED 'mine'");
+    assert_eq!(db.text("SELECT phase FROM zdd.changes"), "fenced");
 }
 
 #[test]
@@ -257,6 +366,10 @@ fn settings_take_effect_on_a_running_worker() {
         soon(begun, "run_if");
         let waiting = "SELECT now() - waiting_since BETWEEN '0' AND '1 min' FROM zdd.progress";
         assert_eq!(db.text(waiting), "t");
+        // It sleeps outside of transactions, and says so.
+        let sleep = "SELECT wait_event_type, xact_start, backend_xmin, a.query FROM zdd.workers
+            JOIN pg_stat_activity AS a USING (pid)";
+        wait_for(&mut db, sleep, "Extension|~|~|pg_zdd: address.street: splits rows, waits for run_if to be true");
         let rows = rows_split(&mut db);
         let begun = Instant::now();
         db.run("UPDATE traffic SET is_low = true");
@@ -461,6 +574,10 @@ fn locks_and_deadlocks_are_tried_again() {
     db.run("SELECT zdd.start_backfill('address.street', fire_triggers => true)");
     let progress = "SELECT state, waiting_for, last_error, last_error_at > now() - interval '1 min' FROM zdd.progress";
     wait_for(&mut db, progress, "waiting|another try after an error|canceling statement due to lock timeout|t");
+    // It is told once, and how often.
+    let events = "SELECT count(*), max((detail->>'count')::int) > 3, min(detail->>'error'), bool_and(at <= (detail->>'last_at')::timestamptz)
+        FROM zdd.events WHERE event = 'retried' AND detail->>'sqlstate' = ";
+    wait_for(&mut db, &format!("{events}'55P03'"), "1|t|canceling statement due to lock timeout|t");
     // A deadlock: the worker has the table and wants the counter, the other one the other way round.
     other.run("COMMIT; SET deadlock_timeout = '100s'; BEGIN; LOCK TABLE counter");
     wait_for(
@@ -471,6 +588,7 @@ fn locks_and_deadlocks_are_tried_again() {
     other.run("LOCK TABLE address IN SHARE MODE");
     other.run("COMMIT");
     wait_for(&mut db, "SELECT last_error FROM zdd.progress", "deadlock detected");
+    assert_eq!(db.text(&format!("{events}'40P01'")), "1|f|deadlock detected|~");
     let_go(&mut db);
     db.run(EXPANDED);
     check_expanded(&mut db, 10_000, 10_000);
@@ -644,6 +762,48 @@ fn pause_ends_the_build_of_an_index() {
 }
 
 #[test]
+fn advisory_locks_of_applications_do_not_matter() {
+    let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
+    // All that anybody could think of, on the table and on what stands for workers.
+    let mut meddler = db.another();
+    meddler.run(
+        "BEGIN; LOCK TABLE address IN SHARE UPDATE EXCLUSIVE MODE;
+         SELECT pg_advisory_lock(class, key::int), pg_advisory_lock((class::bigint << 32) + key)
+         FROM zdd.change AS c, generate_series(2053399652, 2053399653) AS class, generate_series(0, c.id * 64 + 63) AS key",
+    );
+    assert_eq!(db.text("SELECT * FROM zdd.workers"), "");
+    db.run("SELECT zdd.start_backfill('address.street', workers => 2)");
+    let indexing = "SELECT count(*) FROM zdd.workers WHERE doing LIKE 'builds index%'";
+    wait_for(&mut db, indexing, "1");
+    db.run("SELECT zdd.pause('address.street')");
+    wait_for(&mut db, WORKERS, "0");
+    assert_eq!(meddler.text("SELECT count(*) > 100 FROM pg_locks WHERE pid = pg_backend_pid()"), "t");
+    db.run(RESUME);
+    wait_for(&mut db, indexing, "1");
+    meddler.run("COMMIT");
+    db.run(EXPANDED);
+    check_expanded(&mut db, 2_000, 2_000);
+}
+
+#[test]
+fn code_of_the_table_that_gives_up_all_locks_stops_the_change() {
+    let mut db = address(Session::new(), 20_000);
+    db.run(
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN PERFORM pg_advisory_unlock_all(); RETURN NEW; END';
+         CREATE TRIGGER meddle BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION meddle()",
+    );
+    db.run("SELECT zdd.start_backfill('address.street', workers => 2, fire_triggers => true)");
+    let error = db.error(EXPANDED);
+    assert!(error.contains("pg_advisory_unlock_all") && error.contains("HINT: "), "{error}");
+    wait_for(&mut db, WORKERS, "0");
+    db.run("DROP TRIGGER meddle ON address");
+    db.run(RESUME);
+    db.run(EXPANDED);
+    check_expanded(&mut db, 20_000, 20_000);
+}
+
+#[test]
 fn settings_of_the_database_do_not_come_in_the_way() {
     let mut db = with_indexes(Session::new(), 2_000, "{housenumber}");
     let name = db.text("SELECT current_database()");
@@ -678,7 +838,8 @@ fn a_deadlock_of_an_index_build_is_tried_again() {
     holder.run("SET LOCAL deadlock_timeout = '100s'; LOCK TABLE address IN SHARE MODE; COMMIT");
     db.run(EXPANDED);
     assert_eq!(db.text(INDEXES), "address_housenumber_idx|t");
-    assert_eq!(db.text("SELECT count(*) FROM zdd.events WHERE event = 'error'"), "0");
+    let events = "SELECT event, detail->>'error' FROM zdd.events WHERE event IN ('error', 'retried')";
+    assert_eq!(db.text(events), "retried|deadlock detected");
 }
 
 #[test]
@@ -836,6 +997,12 @@ fn progress_tells_all() {
             AND workers = 1 AND workers_requested = 1 AND skipped_blocks = 0
             AND started_at <= updated_at AND stopped_at IS NULL AND last_error IS NULL FROM zdd.progress";
     wait_for(&mut db, complete, "t");
+    // The speed is that of now, and what stands still has no end in sight.
+    db.run("SELECT zdd.alter_change('address.street', run_if => 'false')");
+    let speed = db.number("SELECT rows_per_second FROM zdd.progress");
+    wait_for(&mut db, "SELECT state FROM zdd.progress WHERE eta_max IS NULL", "waiting");
+    wait_for(&mut db, &format!("SELECT rows_per_second < {speed} / 2 FROM zdd.progress"), "t");
+    db.run("SELECT zdd.alter_change('address.street', run_if => '')");
     let pid = worker(&mut db);
     db.run(&format!("SELECT pg_cancel_backend({pid})"));
     wait_for(
@@ -1060,11 +1227,135 @@ fn where_no_slot_is_free_wait_for_tries_again() {
 }
 
 #[test]
+fn where_no_slot_is_free_the_session_tries_again() {
+    let conf =
+        [("max_worker_processes", "1"), ("max_logical_replication_workers", "0"), ("max_prepared_transactions", "1")];
+    let cluster = Cluster::start(&conf).expect("a cluster");
+    let mut db = slow_backfill(Session::on(&cluster), 2_000);
+    db.run("CREATE TABLE second AS SELECT 'Elm Street'::text AS street");
+    db.run("SELECT zdd.split_column('second', 'street', columns => 'a text, b text', delimiter => ' ', change => 'second')");
+    db.run("SELECT zdd.start_backfill('second')");
+    // Whatever comes in between.
+    db.error("SELECT 1/0");
+    db.run("BEGIN; SAVEPOINT s; SELECT 1; ROLLBACK TO s; COMMIT");
+    db.run("BEGIN; SELECT 1; PREPARE TRANSACTION 'other'");
+    db.run("COMMIT PREPARED 'other'");
+    let_go(&mut db);
+    wait_for(&mut db, "SELECT string_agg(phase, ',') FROM zdd.changes", "expanded,expanded");
+}
+
+#[test]
 fn where_no_slot_is_free_the_launcher_tries_again() {
     // The launcher and what saves usage have the other two.
     let cluster = launched_cluster(&[("max_worker_processes", "3"), ("max_logical_replication_workers", "0")]);
     let db = slow_backfill(Session::on(&cluster), 2_000);
     share_one_slot(db, None);
+}
+
+/// Makes a contract stick behind its fence, as long as the other session holds it.
+#[track_caller]
+fn hold_contract(db: &mut Session) -> Session {
+    db.run(
+        "CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS
+         $$ BEGIN IF (SELECT phase FROM zdd.change) = 'fenced' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF; END $$;
+         CREATE EVENT TRIGGER hold ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION hold()",
+    );
+    let mut holder = db.another();
+    holder.run("SELECT pg_advisory_lock(7)");
+    holder
+}
+
+#[test]
+fn a_contract_is_one_at_a_time() {
+    let mut db = address(Session::new(), 2_000);
+    let_go(&mut db);
+    db.run(START);
+    db.run(EXPANDED);
+    let mut holder = db.another();
+    holder.run(HOLD);
+    db.run("SELECT zdd.start_contract('address.street', force => true)");
+    wait_for(&mut db, "SELECT phase, state, doing FROM zdd.progress", "expanded|running|fences");
+    let error = db.error("CALL zdd.contract('address.street', force => true)");
+    assert!(error.contains("(55006)") && error.contains("HINT: "), "{error}");
+    holder.run("COMMIT");
+    db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+}
+
+/// A contract, not forced, whose worker is gone but whose fence is up.
+#[track_caller]
+fn fence_of_a_worker_that_is_gone() -> Session {
+    let mut db = address(Session::new(), 2_000);
+    let name = db.text("SELECT current_database()");
+    db.run(&format!("ALTER DATABASE {name} SET zdd.quiet_period = '1s'"));
+    let mut db = db.another();
+    let_go(&mut db);
+    db.run(START);
+    db.run(EXPANDED);
+    let holder = hold_contract(&mut db);
+    wait_for(&mut db, "SELECT now() - started_at > '1 s' FROM zdd.changes", "t");
+    db.run("SELECT zdd.start_contract('address.street')");
+    let pid = worker(&mut db);
+    wait_for(&mut db, "SELECT wait_event FROM pg_stat_activity JOIN zdd.workers USING (pid)", "advisory");
+    db.run(&format!("SELECT pg_terminate_backend({pid}, 5000)"));
+    drop(holder);
+    assert_eq!(db.text("SELECT job, phase, state FROM zdd.progress"), "contract|fenced|starting");
+    db
+}
+
+const STOPPED: &str = "SELECT job, phase, state FROM zdd.progress WHERE state = 'stopped'";
+
+#[test]
+fn a_contract_takes_back_the_fence_of_its_worker_that_is_gone() {
+    let mut db = fence_of_a_worker_that_is_gone();
+    db.run("UPDATE address SET street_zdd_fenced = '' WHERE id = 7");
+    // It keeps trying until it gets the lock.
+    let name = db.text("SELECT current_database()");
+    db.run(&format!("ALTER DATABASE {name} SET zdd.lock_patience = '1s'"));
+    let mut reader = db.another();
+    reader.run("BEGIN; SELECT count(*) FROM address");
+    db.run(RESUME);
+    let retried = "SELECT count(*) FROM zdd.events WHERE event = 'retried' AND detail->>'sqlstate' = '55P03'";
+    wait_for(&mut db, retried, "1");
+    assert_eq!(db.text("SELECT phase, state, doing FROM zdd.progress"), "fenced|running|takes its fence back");
+    reader.run("COMMIT");
+    wait_for(&mut db, STOPPED, "contract|expanded|stopped");
+    assert!(db.text("SELECT last_error FROM zdd.progress").contains("1 row"));
+    assert_eq!(db.text("SELECT street FROM address WHERE id = 1"), "Elm Street 1");
+    // A backfill may be what it takes to go on with the contract, which has then to be asked for anew.
+    db.run("CALL zdd.backfill('address.street')");
+    db.run("UPDATE address SET street = 'Elm Street 7' WHERE id = 7");
+    db.run("SELECT zdd.start_contract('address.street', force => true)");
+    db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+}
+
+#[test]
+fn the_fence_of_a_contract_is_no_proof_however_long_its_worker_is_gone() {
+    let mut db = fence_of_a_worker_that_is_gone();
+    let runner = {
+        let mut client = db.another();
+        Runner::start(Duration::from_millis(10), move || {
+            let _ = client.client.batch_execute("SELECT street FROM address WHERE id = 1");
+        })
+    };
+    wait_for(&mut db, "SELECT now() - phase_since > '1 s' FROM zdd.changes", "t");
+    db.run(RESUME);
+    wait_for(&mut db, STOPPED, "contract|expanded|stopped");
+    assert!(db.text("SELECT last_error FROM zdd.progress").contains("was used within"));
+    runner.stop();
+    wait_for(&mut db, "SELECT max(last_seen) < now() - interval '1 s' FROM zdd.usage WHERE side = 'old'", "t");
+    db.run(RESUME);
+    db.run("CALL zdd.wait_for('address.street', 'contracted', '60 s')");
+}
+
+#[test]
+fn a_fence_that_was_asked_for_stays_when_the_contract_is_refused() {
+    let mut db = fence_of_a_worker_that_is_gone();
+    db.run("SELECT zdd.unfence('address.street')");
+    db.run("UPDATE address SET street = '' WHERE id = 7; SELECT zdd.fence('address.street')");
+    wait_for(&mut db, "SELECT now() - phase_since > '1 s' FROM zdd.changes", "t");
+    db.run(RESUME);
+    wait_for(&mut db, STOPPED, "contract|fenced|stopped");
+    assert!(db.text("SELECT last_error FROM zdd.progress").contains("1 row"));
 }
 
 #[test]
@@ -1076,17 +1367,16 @@ fn a_contract_survives_its_worker() {
         db.run(START);
         db.run(EXPANDED);
         // It gets stuck behind its fence.
-        db.run(
-            "CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS
-             $$ BEGIN IF (SELECT phase FROM zdd.change) = 'fenced' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF; END $$;
-             CREATE EVENT TRIGGER hold ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION hold()",
-        );
-        let mut holder = db.another();
-        holder.run("SELECT pg_advisory_lock(7)");
+        let mut holder = hold_contract(&mut db);
         db.run("SELECT zdd.start_contract('address.street', force => true)");
         let pid = worker(&mut db);
         wait_for(&mut db, "SELECT wait_event FROM pg_stat_activity JOIN zdd.workers USING (pid)", "advisory");
-        assert_eq!(db.text("SELECT job, phase, state, doing FROM zdd.progress"), "contract|fenced|running|contracts");
+        assert_eq!(
+            db.text("SELECT job, phase, state, doing FROM zdd.progress"),
+            "contract|fenced|running|demands NOT NULL"
+        );
+        let activity = format!("SELECT query FROM pg_stat_activity WHERE pid = {pid}");
+        assert_eq!(db.text(&activity), "pg_zdd: address.street: demands NOT NULL");
         match blow {
             "kill9" => {
                 cluster.kill9_backend(pid).expect("kill");

@@ -69,9 +69,9 @@ union all
 select format('%s of change %s, stopped %s', j.kind, j.change_id, j.stopped)
 from zdd.job as j
 union all
-select format('advisory lock %s %s, %s', k.classid, k.objid, k.mode)
+select format('%s %s %s, %s', k.locktype, k.classid, k.objid, k.mode)
 from pg_locks as k
-where k.pid = pg_backend_pid() and k.locktype = 'advisory';
+where k.pid = pg_backend_pid() and k.locktype in ('advisory', 'userlock');
 
 -- What the session is like.
 create function regress.session() returns text
