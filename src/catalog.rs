@@ -732,6 +732,17 @@ fn live_slots(id: i64, slots: u32) -> Result<u32, Error> {
     Ok(count.first().map_or(0, |count| *count as u32))
 }
 
+/// How many sessions wait for a lock that this transaction holds.
+pub fn blocked() -> Result<u64, Error> {
+    let count = read(
+        "select count(*) from pg_stat_activity as a
+         where a.wait_event_type = 'Lock' and pg_backend_pid() = any (pg_blocking_pids(a.pid))",
+        &[],
+        |row| get::<i64>(row, 1),
+    )?;
+    Ok(count.first().map_or(0, |count| count.unsigned_abs()))
+}
+
 /// Becomes the one who finishes the job of a change, if nobody is.
 pub fn become_finisher(id: i64) -> Option<SessionLock> {
     SessionLock::take(FINISHER, id as u32)

@@ -30,7 +30,7 @@ use crate::worker::{launch_helper, launch_missing, show, show_long_work};
 /// What one step of a backfill did.
 enum Step {
     /// A batch of so many rows, which kept so many sessions waiting, and the time that its work took.
-    Batch { rows: u64, blocked: usize, work: Duration },
+    Batch { rows: u64, blocked: u64, work: Duration },
     /// Nothing: the rows of a block that was skipped are still locked.
     Passed,
     /// Nothing: others have all lanes that are left.
@@ -508,7 +508,7 @@ impl<'s> Run<'s> {
         let wal = wal_bytes();
         let outcome = batch::run(&self.change, &table, &visit, task, &mut self.destinations)?;
         let wal_bytes = wal_bytes() - wal;
-        let blocked = signals::blocked()?;
+        let blocked = catalog::blocked()?;
         let work = outcome.work;
         self.sizer.record(work, visits);
         if work.seen > 0 {

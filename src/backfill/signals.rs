@@ -4,7 +4,7 @@ use pgrx::spi::{Spi, SpiResult};
 
 use super::throttle::{Limits, Reading, Signals};
 use crate::catalog::{Change, as_extension};
-use crate::ddl::{as_owner, query_strings};
+use crate::ddl::as_owner;
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::LockMode;
@@ -44,13 +44,6 @@ pub fn limits() -> Limits {
         slot_backlog: guc::max_slot_backlog(),
         checkpoint_distance: (crate::pg::max_wal_size() as f64 * guc::max_checkpoint_distance()) as u64,
     }
-}
-
-/// The sessions that wait for a lock which this transaction holds.
-pub fn blocked() -> Result<usize, Error> {
-    let sql = "select a.pid::text from pg_stat_activity as a
-        where a.wait_event_type = 'Lock' and pg_backend_pid() = any (pg_blocking_pids(a.pid))";
-    Ok(as_extension(|| query_strings(sql, &[]))?.len())
 }
 
 fn caught<T>(f: impl FnOnce() -> Result<T, Error>) -> Reading<T> {

@@ -93,7 +93,7 @@ impl Courtesy {
     /// Learns how long the last batch took and how many sessions it kept waiting: if any, the next one is half as long,
     /// else a little longer, up to what is asked for. A short batch is seldom in anybody's way, so that its length settles
     /// where waits are few. Returns how long to let the others go first.
-    pub fn record(&mut self, blocked: usize, took: Duration, asked: Duration) -> Duration {
+    pub fn record(&mut self, blocked: u64, took: Duration, asked: Duration) -> Duration {
         if blocked > 0 {
             let pause = self.target;
             self.target = (self.target / 2).max(Self::LEAST).min(asked);
