@@ -8,6 +8,7 @@ select
     u.application_name,
     u.reads,
     u.writes,
+    u.rows,
     u.errors,
     u.first_seen,
     u.last_seen,
@@ -22,6 +23,7 @@ comment on view zdd.usage is
 comment on column zdd.usage.side is 'old (the source) or new (the targets).';
 comment on column zdd.usage.role is 'Whom the session acted for, outside of all functions with rights of their own.';
 comment on column zdd.usage.reads is 'Statements that read the side. NULL for a subscription, whose work is not counted.';
+comment on column zdd.usage.rows is 'Rows that these statements have returned or affected; those of COPY are not known.';
 comment on column zdd.usage.errors is
     'Statements that the split rejected, or that named the old column while it was fenced.';
 comment on column zdd.usage.sample_query is

@@ -495,8 +495,8 @@ fn contract_change(
 #[pg_extern(sql = r#"
 create function zdd._usage(change text, relation oid)
 returns table (
-    side text, role text, application_name text, reads bigint, writes bigint, errors bigint, whole_row bigint,
-    first_seen timestamptz, last_seen timestamptz, sample_query text
+    side text, role text, application_name text, reads bigint, writes bigint, rows bigint, errors bigint,
+    whole_row bigint, first_seen timestamptz, last_seen timestamptz, sample_query text
 ) language c strict as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 #[allow(clippy::type_complexity)]
@@ -512,6 +512,7 @@ fn usage_of_change(
             name!(application_name, String),
             name!(reads, Option<i64>),
             name!(writes, Option<i64>),
+            name!(rows, Option<i64>),
             name!(errors, Option<i64>),
             name!(whole_row, Option<i64>),
             name!(first_seen, Option<TimestampWithTimeZone>),
@@ -530,6 +531,7 @@ fn usage_of_change(
             entry.application,
             Some(entry.reads as i64),
             Some(entry.writes as i64),
+            Some(entry.rows as i64),
             Some(entry.errors as i64),
             Some(entry.whole_row as i64),
             TimestampWithTimeZone::try_from(entry.first_seen).ok(),
@@ -541,7 +543,7 @@ fn usage_of_change(
         let sample = "(logical replication)".to_owned();
         [Side::Old, Side::New].map(|side| {
             let (side, name, owner) = (side.as_str().to_owned(), name.clone(), owner.clone());
-            (side, owner, name, None, None, None, None, None, None, Some(sample.clone()))
+            (side, owner, name, None, None, None, None, None, None, None, Some(sample.clone()))
         })
     });
     Ok(TableIterator::new(counted.chain(replicated)))

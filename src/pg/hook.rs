@@ -1,4 +1,4 @@
-//! The hooks: where statements are seen, and errors. Each calls the hook that was there before it.
+//! The hooks: where statements are seen, their rows, and errors. Each calls the hook that was there before it.
 
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -7,10 +7,11 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use crate::usage::store::{self, Name};
-use crate::usage::{self, Statement};
+use crate::usage::{self, Counted, Statement};
 
 static PREVIOUS_CHECK: OnceLock<pg_sys::ExecutorCheckPerms_hook_type> = OnceLock::new();
 static PREVIOUS_LOG: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
+static PREVIOUS_START: OnceLock<pg_sys::ExecutorStart_hook_type> = OnceLock::new();
 
 /// Sets the hooks. Called by `_PG_init` while the server preloads us.
 pub fn install() {
@@ -20,6 +21,9 @@ pub fn install() {
             pg_sys::ExecutorCheckPerms_hook = Some(check_permissions);
         }
         if PREVIOUS_LOG.set(pg_sys::emit_log_hook).is_ok() {
+        if PREVIOUS_START.set(pg_sys::ExecutorStart_hook).is_ok() {
+            pg_sys::ExecutorStart_hook = Some(start_statement);
+        }
             pg_sys::emit_log_hook = Some(emit_log);
         }
     }
@@ -116,6 +120,54 @@ unsafe extern "C-unwind" fn check_permissions(
 }
 
 /// The elements of a list of nodes, without a copy: this runs for every statement.
+/// Starts a statement, in which its permissions are checked. If it was counted, so are its rows, when it ends.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn start_statement(query: *mut pg_sys::QueryDesc, flags: core::ffi::c_int) {
+    let counted = usage::while_starting(|| {
+        // SAFETY: called as PostgreSQL called us.
+        unsafe {
+            match PREVIOUS_START.get().copied().flatten() {
+                Some(previous) => pg_guard_ffi_boundary(|| previous(query, flags)),
+                None => pg_sys::standard_ExecutorStart(query, flags),
+            }
+        }
+    });
+    if counted.is_empty() {
+        return;
+    }
+    // SAFETY: a statement that was started has a state, whose memory context lives until it ends. Memory made in that
+    // context is still there when its callbacks are called.
+    unsafe {
+        let mut memory = pgrx::PgMemoryContexts::For((*(*query).estate).es_query_cxt);
+        if (*query).totaltime.is_null() {
+            // As pg_stat_statements and auto_explain make it, which use what is there.
+            let options = pg_sys::InstrumentOption::INSTRUMENT_ALL as i32;
+            (*query).totaltime = memory.switch_to(|_| pg_sys::InstrAlloc(1, options, false));
+        }
+        memory.leak_and_drop_on_delete(Running { counted, totals: (*query).totaltime });
+    }
+}
+
+/// A statement that was counted and has not ended.
+struct Running {
+    counted: Counted,
+    /// The state itself knows, before PostgreSQL 16, only the rows that were fetched last.
+    totals: *const pg_sys::Instrumentation,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SAFETY: called when the statement's memory goes, which `totals` is a part of.
+        let rows = unsafe {
+            // A statement that failed has no rows.
+            if pg_sys::IsTransactionState() { (*self.totals).ntuples + (*self.totals).tuplecount } else { 0.0 }
+        };
+        if rows > 0.0 {
+            usage::count_rows(&self.counted, rows as u64);
+        }
+    }
+}
+
 ///
 /// # Safety
 /// `list` is NIL or a valid list of pointers to `T` that lives as long as the result is used.

@@ -241,6 +241,8 @@ fn parallel_query_counts_once() {
         assert!(text.iter().any(|line| line.contains("Workers Launched: ") && !line.ends_with('0')), "{text:?}");
     };
     recorded(settings, scan, OLD_READ);
+    let all = |app: &mut Session| app.run("SELECT street FROM address WHERE street LIKE 'E%'");
+    rows(settings, all, "old 10");
 }
 
 #[test]
@@ -321,6 +323,106 @@ fn by_role_and_application() {
     let all = "SELECT application_name, role, reads FROM zdd.usage ORDER BY 1, 2";
     assert_eq!(db.text(all), "report|usage_reader|2\nshop|postgres|1\nshop|usage_reader|1");
     db.run("DROP OWNED BY usage_reader; DROP ROLE usage_reader");
+}
+
+// Rows
+
+/// Rows per side of what an application does.
+#[track_caller]
+fn rows(before: &str, act: impl FnOnce(&mut Session), expected: &str) {
+    let (mut db, mut app) = expanded();
+    app.run(before);
+    db.run("SELECT zdd.reset_usage('address.street')");
+    act(&mut app);
+    let counted = "SELECT string_agg(side || ' ' || rows, ', ' ORDER BY side DESC) FROM zdd.usage";
+    assert_eq!(db.text(counted), expected);
+}
+
+#[track_caller]
+fn sql_rows(sql: &str, expected: &str) {
+    rows("", |app| app.run(sql), expected);
+}
+
+#[test]
+fn rows_that_a_statement_returns_or_affects() {
+    sql_rows("SELECT street FROM address", "old 10");
+    sql_rows("SELECT street, streetname FROM address WHERE id <= 3", "old 3, new 3");
+    sql_rows("SELECT street FROM address WHERE false", "old 0");
+    sql_rows("SELECT street FROM address; SELECT street FROM address LIMIT 3; SELECT city FROM address", "old 13");
+    sql_rows("INSERT INTO address (id, street) VALUES (11, 'Oak 1'), (12, 'Oak 2')", "old 2");
+    sql_rows("UPDATE address SET housenumber = '1' WHERE id <= 4", "new 4");
+    sql_rows("DELETE FROM address WHERE street LIKE 'Elm%'", "old 10");
+    sql_rows("UPDATE address SET street = 'Oak 1' WHERE id <= 4 RETURNING street", "old 4");
+    // What counts is what the client is told.
+    let inner = "WITH u AS (UPDATE address SET street = 'Oak 1' WHERE id <= 4 RETURNING id) SELECT id FROM u LIMIT 1";
+    sql_rows(inner, "old 1");
+    sql_rows("CREATE TABLE copy AS SELECT street FROM address", "old 10");
+    sql_rows("COPY (SELECT street FROM address) TO '/dev/null'", "old 10");
+    sql_rows("COPY address (id, street) TO '/dev/null'", "old 0");
+    rows("", |app| drop(app.client.query("SELECT street FROM address WHERE id > $1", &[&4]).unwrap()), "old 6");
+}
+
+#[test]
+fn rows_of_cursors_that_are_fetched_in_parts() {
+    let declare = "BEGIN; DECLARE c NO SCROLL CURSOR FOR SELECT street FROM address";
+    sql_rows(&format!("{declare}; FETCH 2 FROM c; FETCH 3 FROM c; CLOSE c; COMMIT"), "old 5");
+    sql_rows(&format!("{declare}; FETCH 2 FROM c; FETCH 3 FROM c; COMMIT"), "old 5");
+    let hold = declare.replace("CURSOR", "CURSOR WITH HOLD");
+    sql_rows(&format!("{hold}; FETCH 2 FROM c; COMMIT; FETCH ALL FROM c; CLOSE c"), "old 10");
+    let portal = |app: &mut Session| {
+        let mut transaction = app.client.transaction().unwrap();
+        let portal = transaction.bind("SELECT street FROM address", &[]).unwrap();
+        for most in [3, 4] {
+            transaction.query_portal(&portal, most).unwrap();
+        }
+        transaction.commit().unwrap();
+    };
+    rows("", portal, "old 7");
+    let in_loop = "DO $$ DECLARE a record; BEGIN
+            FOR a IN SELECT street FROM address, generate_series(1, 10) LOOP END LOOP;
+        END $$";
+    sql_rows(in_loop, "old 100");
+}
+
+#[test]
+fn rows_of_statements_within_statements() {
+    let function = "CREATE FUNCTION f() RETURNS int STABLE LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM streetname FROM address WHERE id <= 3; RETURN 1; END $$";
+    rows(function, |app| app.run("SELECT street, f() FROM address WHERE id <= 2"), "old 2, new 6");
+    // One starts while another does: which partitions to read is found out at the start.
+    let parted = format!(
+        "{function};
+         CREATE TABLE parted (id int, a text) PARTITION BY LIST (id);
+         CREATE TABLE parted1 PARTITION OF parted FOR VALUES IN (1);
+         CREATE TABLE parted2 PARTITION OF parted FOR VALUES IN (2);
+         INSERT INTO parted VALUES (1, 'x'), (1, 'y'), (2, 'z')"
+    );
+    let (mut db, mut app) = expanded();
+    db.run(&parted);
+    db.run("SELECT zdd.split_column('parted', 'a', 'b text, c text', delimiter => ' ')");
+    app.run("SELECT a FROM parted WHERE id = f()");
+    let counted =
+        "SELECT change, side, rows = reads * CASE side WHEN 'old' THEN 2 ELSE 3 END FROM zdd.usage ORDER BY 1";
+    assert_eq!(db.text(counted), "address.street|new|t\nparted.a|old|t");
+}
+
+#[test]
+fn statements_that_fail_have_no_rows() {
+    const FAILS: &str = "SELECT street, 1 / (id - 10) FROM address";
+    rows("", |app| drop(app.error(FAILS)), "old 0");
+    let caught = "DO $$ BEGIN
+            BEGIN PERFORM street, 1 / (id - 10) FROM address; EXCEPTION WHEN division_by_zero THEN NULL; END;
+            PERFORM street FROM address WHERE id <= 3;
+        END $$";
+    sql_rows(caught, "old 3");
+    let savepoint = |app: &mut Session| {
+        app.run("BEGIN; SAVEPOINT s; DECLARE c CURSOR FOR SELECT street FROM address; FETCH 5 FROM c");
+        app.error(FAILS);
+        app.run("ROLLBACK TO s; SELECT street FROM address WHERE id <= 2; COMMIT");
+    };
+    rows("", savepoint, "old 2");
+    // A rollback comes too late.
+    sql_rows("BEGIN; UPDATE address SET street = 'Oak 1'; ROLLBACK", "old 10");
 }
 
 // What is no use
@@ -729,7 +831,7 @@ fn a_restart_forgets_nothing() {
     db.run("SELECT zdd.fence('address.street')");
     app.error("SELECT street FROM address");
     let all =
-        "SELECT side, role, application_name, reads, writes, errors, first_seen, last_seen, sample_query, whole_row
+        "SELECT side, role, application_name, reads, writes, rows, errors, first_seen, last_seen, sample_query, whole_row
         FROM zdd.usage";
     let before = db.text(all);
     let since = "SELECT recorded_since > pg_postmaster_start_time() - interval '2 s' FROM zdd.usage_info";
@@ -863,11 +965,14 @@ fn hooks_are_chained() {
         app.run("SET ROLE usage_stranger");
         assert!(app.error("SELECT streetname FROM address").contains("42501"));
         assert_eq!(usage(&mut db), "shop|old|1r0w1e", "{order}");
-        let calls = "SELECT calls FROM pg_stat_statements WHERE query LIKE 'SELECT street FROM address WHERE%'";
-        assert_eq!(db.text(calls), "1", "{order}");
+        assert_eq!(db.text("SELECT rows FROM zdd.usage"), "1", "{order}");
+        let calls = "SELECT calls, rows, total_exec_time > 0 FROM pg_stat_statements
+            WHERE query LIKE 'SELECT street FROM address WHERE%'";
+        assert_eq!(db.text(calls), "1|1|t", "{order}");
         let log = std::fs::read_to_string(cluster.log()).unwrap();
         assert!(log.contains("Query Text: SELECT street FROM address WHERE id = 1"), "{order}");
         assert_eq!(log.contains("AUDIT: SESSION"), has_pgaudit, "{order}");
         assert!(log.contains("column \"street\" does not exist"), "{order}");
     }
 }
+        assert!(!log.contains("duration: 0.000 ms  plan:"), "{order}");
