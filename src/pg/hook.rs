@@ -6,12 +6,13 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::ffi;
 use crate::usage::store::{self, Name};
 use crate::usage::{self, Counted, Statement};
 
 static PREVIOUS_CHECK: OnceLock<pg_sys::ExecutorCheckPerms_hook_type> = OnceLock::new();
-static PREVIOUS_LOG: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 static PREVIOUS_START: OnceLock<pg_sys::ExecutorStart_hook_type> = OnceLock::new();
+static PREVIOUS_LOG: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 
 /// Sets the hooks. Called by `_PG_init` while the server preloads us.
 pub fn install() {
@@ -20,17 +21,17 @@ pub fn install() {
         if PREVIOUS_CHECK.set(pg_sys::ExecutorCheckPerms_hook).is_ok() {
             pg_sys::ExecutorCheckPerms_hook = Some(check_permissions);
         }
-        if PREVIOUS_LOG.set(pg_sys::emit_log_hook).is_ok() {
         if PREVIOUS_START.set(pg_sys::ExecutorStart_hook).is_ok() {
             pg_sys::ExecutorStart_hook = Some(start_statement);
         }
+        if PREVIOUS_LOG.set(pg_sys::emit_log_hook).is_ok() {
             pg_sys::emit_log_hook = Some(emit_log);
         }
     }
 }
 
 /// Columns of a relation, as PostgreSQL's parser has marked them.
-pub struct Columns(*const pg_sys::Bitmapset);
+pub struct Columns(pub(super) *const pg_sys::Bitmapset);
 
 impl Columns {
     /// Whether a column is among them, by number.
@@ -119,7 +120,6 @@ unsafe extern "C-unwind" fn check_permissions(
     true
 }
 
-/// The elements of a list of nodes, without a copy: this runs for every statement.
 /// Starts a statement, in which its permissions are checked. If it was counted, so are its rows, when it ends.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn start_statement(query: *mut pg_sys::QueryDesc, flags: core::ffi::c_int) {
@@ -168,6 +168,7 @@ impl Drop for Running {
     }
 }
 
+/// The elements of a list of nodes, without a copy: this runs for every statement.
 ///
 /// # Safety
 /// `list` is NIL or a valid list of pointers to `T` that lives as long as the result is used.
@@ -215,8 +216,19 @@ pub fn database() -> pg_sys::Oid {
     unsafe { pg_sys::MyDatabaseId }
 }
 
-/// The session's application_name.
+/// What stands for the text of what a publisher sends.
+pub const LOGICAL_REPLICATION: &str = "(logical replication)";
+
+/// Whether this process applies what a publisher sends.
+pub fn is_apply_worker() -> bool {
+    ffi::subscription_name().is_some()
+}
+
+/// The session's application_name; of an apply worker, which has none, the name of its subscription.
 pub fn application_name() -> Name {
+    if let Some(name) = ffi::subscription_name() {
+        return store::name(name.to_bytes());
+    }
     // SAFETY: NULL or a NUL-terminated string that stays until the setting changes.
     unsafe {
         let name = pg_sys::application_name;
@@ -224,12 +236,16 @@ pub fn application_name() -> Name {
     }
 }
 
-/// The beginning of what the client has sent.
+/// The beginning of what the client has sent. A publisher sends rows.
 pub fn query_text(most: usize) -> &'static [u8] {
     // SAFETY: NULL or the NUL-terminated text of the statement under way, which the caller copies at once.
     unsafe {
         let text = pg_sys::debug_query_string;
-        if text.is_null() { &[] } else { store::cut(CStr::from_ptr(text).to_bytes(), most) }
+        match text.as_ref() {
+            Some(text) => store::cut(CStr::from_ptr(text).to_bytes(), most),
+            None if is_apply_worker() => LOGICAL_REPLICATION.as_bytes(),
+            None => &[],
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::pg::hook::{self, Access};
 use crate::pg::inval;
 use crate::pg::lock::LockMode;
 use crate::pg::table::Table;
-use crate::pg::trigger::sync_triggers;
+use crate::pg::trigger::{RowTrigger, sync_triggers};
 use crate::pg::{security, shmem};
 use crate::rule::Rule;
 use store::{Fenced, Key, Name, Place, Side, Used};
@@ -165,11 +165,20 @@ impl Statement {
 }
 
 impl Managed {
+    /// The columns of a side.
+    fn columns_of(&self, side: Side) -> &[i16] {
+        match side {
+            Side::Old => std::slice::from_ref(&self.source),
+            Side::New => &self.targets,
+        }
+    }
+
     /// What a statement does to the old and to the new side.
     fn used(&self, access: &Access) -> [Used; 2] {
         let whole = access.selected.has_whole_row();
         let every = || whole || self.columns.iter().all(|column| access.selected.has(*column));
-        let side = |columns: &[i16]| {
+        let side = |side: Side| {
+            let columns = self.columns_of(side);
             let read = whole || columns.iter().any(|column| access.selected.has(*column));
             Used {
                 read,
@@ -178,7 +187,7 @@ impl Managed {
                 failed: false,
             }
         };
-        [side(&[self.source]), side(&self.targets)]
+        [Side::Old, Side::New].map(side)
     }
 }
 
@@ -331,6 +340,25 @@ pub fn failed(trigger: &str, error: &Error) {
     let (change, used) = (store::name(trigger.as_bytes()), Used { failed: true, ..Used::default() });
     for side in sides {
         user.count(&change, *side, used, None);
+    }
+}
+
+/// Counts a row that logical replication applies, which passes no executor: as a write of the sides that the publisher has
+/// sent.
+pub fn applied(trigger: &RowTrigger) {
+    if !hook::is_apply_worker() || !is_recording() {
+        return;
+    }
+    let Some(changes) = changes_of(trigger.table().oid()) else { return };
+    let name = store::name(trigger.name().as_bytes());
+    let Some(change) = changes.iter().find(|change| change.change == name) else { return };
+    let Some(user) = User::current() else { return };
+    let used = Used { wrote: true, ..Used::default() };
+    for side in [Side::Old, Side::New] {
+        if change.columns_of(side).iter().any(|column| trigger.writes(*column)) {
+            let place = user.count(&name, side, used, Some(&change.hints[side as usize]));
+            count_rows(place.as_slice(), 1);
+        }
     }
 }
 
