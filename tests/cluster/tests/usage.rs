@@ -307,6 +307,17 @@ fn two_changes_of_a_table() {
 }
 
 #[test]
+fn a_session_that_was_there_before_the_change() {
+    let mut db = Session::on(cluster());
+    db.run(TABLE);
+    let mut app = application(&db, "shop");
+    app.run("PREPARE p AS SELECT street FROM address; EXECUTE p");
+    db.run(SPLIT);
+    app.run("EXECUTE p; UPDATE address SET street = 'Oak 1' WHERE id = 1");
+    assert_eq!(usage(&mut db), "shop|old|1r1w0e");
+}
+
+#[test]
 fn each_database_has_its_own() {
     let (mut one, _) = expanded();
     let (mut other, mut app) = expanded();
@@ -602,6 +613,18 @@ fn a_fence_that_was_rolled_back_counts_nothing() {
     assert_eq!(usage(&mut db), OLD_READ);
 }
 
+#[test]
+fn a_contract_ends_the_fence() {
+    let (mut db, mut app) = expanded();
+    db.run("SELECT zdd.fence('address.street')");
+    db.run("CALL zdd.contract('address.street', force => true)");
+    db.run(
+        "SELECT zdd.split_column('address', 'city', 'a text, b text', delimiter => ' ', change => 'address.street')",
+    );
+    app.error("SELECT street FROM address");
+    assert_eq!(usage(&mut db), "", "another column by now");
+}
+
 // Samples
 
 #[test]
@@ -687,6 +710,15 @@ fn contract_does_not_trust_a_short_record() {
     let unknown = db.error(CONTRACT);
     assert!(unknown.contains("it is not known that nobody uses the old column"), "{unknown}");
     assert!(unknown.contains("Usage has been recorded for") && unknown.contains("since the change began"), "{unknown}");
+    // The server runs for longer than the period, and the change has only begun.
+    db.run("SET zdd.quiet_period = '5s'");
+    let long = "SELECT clock_timestamp() - recorded_since > '5s' FROM zdd.usage_info";
+    wait_until("the server runs for 5 s", Duration::from_secs(20), || Ok(db.text(long) == "t")).unwrap();
+    db.run("UPDATE zdd.change SET started_at = clock_timestamp()");
+    assert!(db.error(CONTRACT).contains("since the change began"));
+    // The change is old, and the server was only started.
+    db.run("SET zdd.quiet_period = '1h'; UPDATE zdd.change SET started_at = started_at - interval '2 hours'");
+    assert!(db.error(CONTRACT).contains("since the server was started"));
     db.run("CALL zdd.contract('address.street', force => true)");
 }
 
