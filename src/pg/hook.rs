@@ -140,9 +140,16 @@ unsafe extern "C-unwind" fn start_statement(query: *mut pg_sys::QueryDesc, flags
     unsafe {
         let mut memory = pgrx::PgMemoryContexts::For((*(*query).estate).es_query_cxt);
         if (*query).totaltime.is_null() {
-            // As pg_stat_statements and auto_explain make it, which use what is there.
-            let options = pg_sys::InstrumentOption::INSTRUMENT_ALL as i32;
-            (*query).totaltime = memory.switch_to(|_| pg_sys::InstrAlloc(1, options, false));
+            // Rows cost next to nothing. But pg_stat_statements and auto_explain take what is there, and want the time too:
+            // if they were not called by us, they may be about to.
+            let first =
+                pg_sys::ExecutorStart_hook.is_some_and(|hook| hook as usize == start_statement as *const () as usize);
+            let options = if first {
+                pg_sys::InstrumentOption::INSTRUMENT_ROWS
+            } else {
+                pg_sys::InstrumentOption::INSTRUMENT_ALL
+            };
+            (*query).totaltime = memory.switch_to(|_| pg_sys::InstrAlloc(1, options as i32, false));
         }
         memory.leak_and_drop_on_delete(Running { counted, totals: (*query).totaltime });
     }
