@@ -55,7 +55,9 @@ cargo_pgrx() {
 # copies, all else as links into the real one. An extension installed into the copy is seen by scratch servers only.
 copy_server() {
     local stamp
-    stamp="$("$PG_CONFIG" --version --bindir) $(stat -Lc %Y "$("$PG_CONFIG" --bindir)/postgres")"
+    # Another server, or an extension that was installed or removed.
+    stamp="$("$PG_CONFIG" --version --bindir) $(stat -Lc %Y "$("$PG_CONFIG" --bindir)/postgres" \
+        "$("$PG_CONFIG" --pkglibdir)" "$("$PG_CONFIG" --sharedir)/extension" | xargs)"
     [ "$(cat "$server/stamp" 2>/dev/null)" = "$stamp" ] && return
     say "copying the installation of $("$PG_CONFIG" --version) to $server"
     if [ -e "$server" ]; then

@@ -8,6 +8,7 @@ select
     u.application_name,
     u.reads,
     u.writes,
+    u.rows,
     u.errors,
     u.first_seen,
     u.last_seen,
@@ -21,7 +22,10 @@ comment on view zdd.usage is
     'Who reads and writes which side of each active change, in statements; empty unless the server preloads pg_zdd.';
 comment on column zdd.usage.side is 'old (the source) or new (the targets).';
 comment on column zdd.usage.role is 'Whom the session acted for, outside of all functions with rights of their own.';
-comment on column zdd.usage.reads is 'Statements that read the side. NULL for a subscription, whose work is not counted.';
+comment on column zdd.usage.application_name is 'Of the session; of a subscription its name.';
+comment on column zdd.usage.reads is 'Statements that read the side.';
+comment on column zdd.usage.writes is 'Statements that write the side; of a subscription, rows.';
+comment on column zdd.usage.rows is 'Rows that these statements have returned or affected; those of COPY are not known.';
 comment on column zdd.usage.errors is
     'Statements that the split rejected, or that named the old column while it was fenced.';
 comment on column zdd.usage.sample_query is

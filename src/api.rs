@@ -20,6 +20,7 @@ use crate::ddl::{self, Request};
 use crate::error::Error;
 use crate::guard;
 use crate::guc;
+use crate::pg::hook::LOGICAL_REPLICATION;
 use crate::pg::lock::{LockMode, sleep};
 use crate::pg::parse::{ColumnDefinition, column_definitions};
 use crate::pg::security::{acts_for, current_role, role_name};
@@ -509,8 +510,8 @@ fn contract_change(
 #[pg_extern(sql = r#"
 create function zdd._usage(change text, relation oid)
 returns table (
-    side text, role text, application_name text, reads bigint, writes bigint, errors bigint, whole_row bigint,
-    first_seen timestamptz, last_seen timestamptz, sample_query text
+    side text, role text, application_name text, reads bigint, writes bigint, rows bigint, errors bigint,
+    whole_row bigint, first_seen timestamptz, last_seen timestamptz, sample_query text
 ) language c strict as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 #[allow(clippy::type_complexity)]
@@ -524,10 +525,11 @@ fn usage_of_change(
             name!(side, String),
             name!(role, String),
             name!(application_name, String),
-            name!(reads, Option<i64>),
-            name!(writes, Option<i64>),
-            name!(errors, Option<i64>),
-            name!(whole_row, Option<i64>),
+            name!(reads, i64),
+            name!(writes, i64),
+            name!(rows, i64),
+            name!(errors, i64),
+            name!(whole_row, i64),
             name!(first_seen, Option<TimestampWithTimeZone>),
             name!(last_seen, Option<TimestampWithTimeZone>),
             name!(sample_query, Option<String>),
@@ -535,30 +537,34 @@ fn usage_of_change(
     >,
     ErrorReport,
 > {
-    let Some(entries) = report::entries(change) else { return Ok(TableIterator::new([])) };
+    let Some(mut entries) = report::entries(change) else { return Ok(TableIterator::new([])) };
+    entries.retain(Entry::is_counted);
+    // Which side these will write, nobody knows yet.
+    let mut subscriptions = report::subscriptions(relation)?;
+    subscriptions.retain(|(name, _)| entries.iter().all(|entry| entry.application != *name));
     let shows_samples = report::may_see_samples();
-    let counted = entries.into_iter().filter(Entry::is_counted).map(move |entry| {
+    let counted = entries.into_iter().map(move |entry| {
         (
             entry.side.as_str().to_owned(),
             role_name(entry.role.into()),
             entry.application,
-            Some(entry.reads as i64),
-            Some(entry.writes as i64),
-            Some(entry.errors as i64),
-            Some(entry.whole_row as i64),
+            entry.reads as i64,
+            entry.writes as i64,
+            entry.rows as i64,
+            entry.errors as i64,
+            entry.whole_row as i64,
             TimestampWithTimeZone::try_from(entry.first_seen).ok(),
             TimestampWithTimeZone::try_from(entry.last_seen).ok(),
             Some(entry.sample).filter(|_| shows_samples),
         )
     });
-    let replicated = report::subscriptions(relation)?.into_iter().flat_map(|(name, owner)| {
-        let sample = "(logical replication)".to_owned();
+    let silent = subscriptions.into_iter().flat_map(move |(name, owner)| {
         [Side::Old, Side::New].map(|side| {
-            let (side, name, owner) = (side.as_str().to_owned(), name.clone(), owner.clone());
-            (side, owner, name, None, None, None, None, None, None, Some(sample.clone()))
+            let sample = shows_samples.then(|| LOGICAL_REPLICATION.to_owned());
+            (side.as_str().to_owned(), owner.clone(), name.clone(), 0, 0, 0, 0, 0, None, None, sample)
         })
     });
-    Ok(TableIterator::new(counted.chain(replicated)))
+    Ok(TableIterator::new(counted.chain(silent)))
 }
 
 /// Behind the view zdd.usage_info.

@@ -319,7 +319,9 @@ fn create_triggers(rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
     with_own_trigger(members)?.into_iter().try_for_each(|table| {
         execute(&format!(
             "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION zdd.sync({rule})"
-        ))
+        ))?;
+        // What logical replication writes is not carried over, but counted.
+        execute(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"))
     })
 }
 

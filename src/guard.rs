@@ -137,7 +137,7 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                     if member == root.oid() { WAIT } else { "Do without a child table until the change is over." },
                 );
             }
-            Some((enabled, _)) if enabled != "O" => {
+            Some((enabled, _)) if matches!(enabled.as_str(), "D" | "R") => {
                 return refuse(
                     format!("The sync trigger \"{trigger}\" of {} would not fire for ordinary sessions.", table.name()),
                     "Leave it enabled; for a bulk load without triggers, SET session_replication_role = replica in that session.",
@@ -147,6 +147,15 @@ fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
                 return refuse(
                     format!("The sync trigger \"{trigger}\" of {} would have another rule.", table.name()),
                     "Use zdd.alter_change.",
+                );
+            }
+            Some((enabled, _)) if enabled != "A" => {
+                return refuse(
+                    format!(
+                        "The sync trigger \"{trigger}\" of {} would not see what logical replication writes.",
+                        table.name()
+                    ),
+                    "Say ENABLE ALWAYS TRIGGER.",
                 );
             }
             Some(_) => {}

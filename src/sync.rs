@@ -7,14 +7,21 @@ use pgrx::pg_sys;
 
 use crate::binding::Binding;
 use crate::error::Error;
+use crate::pg::session::is_replica;
 use crate::pg::trigger::RowTrigger;
 use crate::pg::value::{Value, Values};
 use crate::plans;
 use crate::rule::Unmatched;
 use crate::rule::state::{self, Action, InsertFacts, Side, UpdateFacts};
+use crate::usage;
 
 /// Handles one row. Returns the tuple to write.
 pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
+    // Whoever has sent the row has sent both sides of it.
+    if is_replica() {
+        usage::applied(trigger);
+        return Ok(trigger.unchanged());
+    }
     let plan = plans::of_trigger(trigger)?;
     let binding = &plan.binding;
     if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) }

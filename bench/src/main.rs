@@ -83,6 +83,10 @@ impl Bench {
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    // It has servers of its own, and no place in the report.
+    if wanted == ["usage"] {
+        return usage::run();
+    }
     if let Some(unknown) = wanted.iter().find(|name| !PARTS.contains(&name.as_str())) {
         return Err(format!("there is no part {unknown}, but {}", PARTS.join(", ")).into());
     }
@@ -97,10 +101,6 @@ fn measure(wanted: &[String]) -> Result<()> {
         Ok(value) => value.parse().map_err(|e| format!("{name}: {e}")),
         Err(_) => Ok(default),
     };
-    // It has servers of its own.
-    if std::env::args().skip(1).eq(["usage"]) {
-        return usage::run();
-    }
     let (rows, rounds) = (number("ROWS", 1_000_000)?, number("ROUNDS", 3)?);
     let full = number("FULL", 0)? > 0;
     let cluster = Cluster::start(CONF)?;

@@ -1,4 +1,5 @@
-//! A canary release: 1 %, 10 %, 50 % and then all requests go to version 2, and `zdd.usage` shows both side by side.
+//! A canary release: 1 %, 10 %, 50 % and then all requests go to version 2, and `zdd.usage` shows both side by side: no
+//! error, and for each statement its row.
 
 use pg_zdd_cluster::Result;
 use pg_zdd_demo::app::Version;
@@ -17,7 +18,14 @@ pub fn play(pace: Pace) -> Result<()> {
         stage.watch(&format!("{percent} % to version 2"))?;
         stage.usage()?;
         let (old, new) = (stage.used(Version::One, "old")?, stage.used(Version::Two, "new")?);
-        let share = new as f64 / (old + new).max(1) as f64;
+        for (version, used) in [(1, &old), (2, &new)] {
+            println!("  version {version}: {} statements, {} rows, {} errors", used.statements, used.rows, used.errors);
+            // Every statement is about one row. Those that are under way are counted, and their rows are not yet.
+            if used.errors > 0 || used.statements.abs_diff(used.rows) > CONNECTIONS as u64 {
+                return Err(format!("zdd.usage saw something wrong with version {version}").into());
+            }
+        }
+        let share = new.statements as f64 / (old.statements + new.statements).max(1) as f64;
         println!("  {:.1} % of what zdd.usage saw came from version 2\n", share * 100.0);
         if share <= before {
             return Err(format!("zdd.usage saw a share of {share} after {before}").into());

@@ -22,7 +22,7 @@ pub fn play(pace: Pace) -> Result<()> {
     let of_old = stage.used(Version::One, "old")?;
     stage.contract_when_quiet()?;
     stage.watch("contracted")?;
-    if of_old == 0 {
+    if of_old.statements == 0 {
         return Err("zdd.usage has not seen version 1".into());
     }
     stage.finish()

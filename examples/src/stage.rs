@@ -55,6 +55,13 @@ struct Line {
     wrong: usize,
 }
 
+/// What zdd.usage has seen.
+pub struct Used {
+    pub statements: i64,
+    pub rows: i64,
+    pub errors: i64,
+}
+
 pub struct Stage {
     pub old: Fleet,
     pub new: Fleet,
@@ -180,16 +187,18 @@ impl Stage {
     /// Prints zdd.usage, old and new side by side.
     pub fn usage(&mut self) -> Result<()> {
         println!(
-            "\n  {:<20}{:>14}{:>14}{:>10}    {:>14}{:>14}{:>10}",
-            "", "old reads", "writes", "errors", "new reads", "writes", "errors"
+            "\n  {:<16}{:>10}{:>8}{:>8}{:>8}   {:>10}{:>8}{:>8}{:>8}",
+            "", "old reads", "writes", "rows", "errors", "new reads", "writes", "rows", "errors"
         );
         for row in self.operator.query(
             "SELECT application_name,
                  coalesce(sum(reads) FILTER (WHERE side = 'old'), 0)::bigint,
                  coalesce(sum(writes) FILTER (WHERE side = 'old'), 0)::bigint,
+                 coalesce(sum(rows) FILTER (WHERE side = 'old'), 0)::bigint,
                  coalesce(sum(errors) FILTER (WHERE side = 'old'), 0)::bigint,
                  coalesce(sum(reads) FILTER (WHERE side = 'new'), 0)::bigint,
                  coalesce(sum(writes) FILTER (WHERE side = 'new'), 0)::bigint,
+                 coalesce(sum(rows) FILTER (WHERE side = 'new'), 0)::bigint,
                  coalesce(sum(errors) FILTER (WHERE side = 'new'), 0)::bigint
              FROM zdd.usage GROUP BY application_name ORDER BY 1",
             &[],
@@ -197,24 +206,28 @@ impl Stage {
             let name: String = row.get(0);
             let count = |index: usize| row.get::<_, i64>(index);
             println!(
-                "  {name:<20}{:>14}{:>14}{:>10}    {:>14}{:>14}{:>10}",
+                "  {name:<16}{:>10}{:>8}{:>8}{:>8}   {:>10}{:>8}{:>8}{:>8}",
                 count(1),
                 count(2),
                 count(3),
                 count(4),
                 count(5),
-                count(6)
+                count(6),
+                count(7),
+                count(8)
             );
         }
         println!();
         Ok(())
     }
 
-    /// Statements of an application that used a side, from zdd.usage.
-    pub fn used(&mut self, version: Version, side: &str) -> Result<i64> {
-        let sql = "SELECT coalesce(sum(reads + writes + errors), 0)::bigint FROM zdd.usage
-            WHERE application_name = $1 AND side = $2";
-        Ok(self.operator.query_one(sql, &[&version.application_name(), &side])?.get(0))
+    /// What an application did with a side, from zdd.usage.
+    pub fn used(&mut self, version: Version, side: &str) -> Result<Used> {
+        let sql = "SELECT coalesce(sum(reads + writes), 0)::bigint, coalesce(sum(rows), 0)::bigint,
+                coalesce(sum(errors), 0)::bigint
+            FROM zdd.usage WHERE application_name = $1 AND side = $2";
+        let row = self.operator.query_one(sql, &[&version.application_name(), &side])?;
+        Ok(Used { statements: row.get(0), rows: row.get(1), errors: row.get(2) })
     }
 
     /// Contracts as soon as the old column has not been used for a while. Nobody forces anything.

@@ -1,4 +1,6 @@
-//! PostgreSQL functions that pgrx has no bindings for, each behind a boundary that turns its errors into unwinding.
+//! What of PostgreSQL's pgrx has no bindings for. Functions are behind a boundary that turns their errors into unwinding.
+
+use std::ffi::CStr;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
@@ -6,7 +8,18 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 mod raw {
     use pgrx::pg_sys;
 
+    /// How PostgreSQL's Subscription begins.
+    #[repr(C)]
+    pub struct Subscription {
+        oid: pg_sys::Oid,
+        database: pg_sys::Oid,
+        #[cfg(not(feature = "pg14"))]
+        skip: pg_sys::XLogRecPtr,
+        pub name: *const core::ffi::c_char,
+    }
+
     unsafe extern "C-unwind" {
+        pub static MySubscription: *const Subscription;
         pub fn find_all_inheritors(
             parent: pg_sys::Oid,
             lockmode: pg_sys::LOCKMODE,
@@ -23,6 +36,13 @@ mod raw {
             command: pg_sys::CmdType::Type,
         );
     }
+}
+
+/// The name of the subscription that this process works for, if it is one of logical replication.
+pub fn subscription_name<'s>() -> Option<&'s CStr> {
+    // SAFETY: NULL in all other processes; else it has a name, which the caller uses at once: it may be read anew between
+    // two transactions.
+    unsafe { raw::MySubscription.as_ref().map(|subscription| CStr::from_ptr(subscription.name)) }
 }
 
 /// PostgreSQL's handlers for SIGTERM and SIGHUP, as they are: a signal handler must not set up a boundary.

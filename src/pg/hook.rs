@@ -1,4 +1,4 @@
-//! The hooks: where statements are seen, and errors. Each calls the hook that was there before it.
+//! The hooks: where statements are seen, their rows, and errors. Each calls the hook that was there before it.
 
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -6,10 +6,12 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::ffi;
 use crate::usage::store::{self, Name};
-use crate::usage::{self, Statement};
+use crate::usage::{self, Counted, Statement};
 
 static PREVIOUS_CHECK: OnceLock<pg_sys::ExecutorCheckPerms_hook_type> = OnceLock::new();
+static PREVIOUS_START: OnceLock<pg_sys::ExecutorStart_hook_type> = OnceLock::new();
 static PREVIOUS_LOG: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 
 /// Sets the hooks. Called by `_PG_init` while the server preloads us.
@@ -19,6 +21,9 @@ pub fn install() {
         if PREVIOUS_CHECK.set(pg_sys::ExecutorCheckPerms_hook).is_ok() {
             pg_sys::ExecutorCheckPerms_hook = Some(check_permissions);
         }
+        if PREVIOUS_START.set(pg_sys::ExecutorStart_hook).is_ok() {
+            pg_sys::ExecutorStart_hook = Some(start_statement);
+        }
         if PREVIOUS_LOG.set(pg_sys::emit_log_hook).is_ok() {
             pg_sys::emit_log_hook = Some(emit_log);
         }
@@ -26,7 +31,7 @@ pub fn install() {
 }
 
 /// Columns of a relation, as PostgreSQL's parser has marked them.
-pub struct Columns(*const pg_sys::Bitmapset);
+pub struct Columns(pub(super) *const pg_sys::Bitmapset);
 
 impl Columns {
     /// Whether a column is among them, by number.
@@ -115,6 +120,61 @@ unsafe extern "C-unwind" fn check_permissions(
     true
 }
 
+/// Starts a statement, in which its permissions are checked. If it was counted, so are its rows, when it ends.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn start_statement(query: *mut pg_sys::QueryDesc, flags: core::ffi::c_int) {
+    let counted = usage::while_starting(|| {
+        // SAFETY: called as PostgreSQL called us.
+        unsafe {
+            match PREVIOUS_START.get().copied().flatten() {
+                Some(previous) => pg_guard_ffi_boundary(|| previous(query, flags)),
+                None => pg_sys::standard_ExecutorStart(query, flags),
+            }
+        }
+    });
+    if counted.is_empty() {
+        return;
+    }
+    // SAFETY: a statement that was started has a state, whose memory context lives until it ends. Memory made in that
+    // context is still there when its callbacks are called.
+    unsafe {
+        let mut memory = pgrx::PgMemoryContexts::For((*(*query).estate).es_query_cxt);
+        if (*query).totaltime.is_null() {
+            // Rows cost next to nothing. But pg_stat_statements and auto_explain take what is there, and want the time too:
+            // if they were not called by us, they may be about to.
+            let first =
+                pg_sys::ExecutorStart_hook.is_some_and(|hook| hook as usize == start_statement as *const () as usize);
+            let options = if first {
+                pg_sys::InstrumentOption::INSTRUMENT_ROWS
+            } else {
+                pg_sys::InstrumentOption::INSTRUMENT_ALL
+            };
+            (*query).totaltime = memory.switch_to(|_| pg_sys::InstrAlloc(1, options as i32, false));
+        }
+        memory.leak_and_drop_on_delete(Running { counted, totals: (*query).totaltime });
+    }
+}
+
+/// A statement that was counted and has not ended.
+struct Running {
+    counted: Counted,
+    /// The state itself knows, before PostgreSQL 16, only the rows that were fetched last.
+    totals: *const pg_sys::Instrumentation,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SAFETY: called when the statement's memory goes, which `totals` is a part of.
+        let rows = unsafe {
+            // A statement that failed has no rows.
+            if pg_sys::IsTransactionState() { (*self.totals).ntuples + (*self.totals).tuplecount } else { 0.0 }
+        };
+        if rows > 0.0 {
+            usage::count_rows(&self.counted, rows as u64);
+        }
+    }
+}
+
 /// The elements of a list of nodes, without a copy: this runs for every statement.
 ///
 /// # Safety
@@ -163,8 +223,19 @@ pub fn database() -> pg_sys::Oid {
     unsafe { pg_sys::MyDatabaseId }
 }
 
-/// The session's application_name.
+/// What stands for the text of what a publisher sends.
+pub const LOGICAL_REPLICATION: &str = "(logical replication)";
+
+/// Whether this process applies what a publisher sends.
+pub fn is_apply_worker() -> bool {
+    ffi::subscription_name().is_some()
+}
+
+/// The session's application_name; of an apply worker, which has none, the name of its subscription.
 pub fn application_name() -> Name {
+    if let Some(name) = ffi::subscription_name() {
+        return store::name(name.to_bytes());
+    }
     // SAFETY: NULL or a NUL-terminated string that stays until the setting changes.
     unsafe {
         let name = pg_sys::application_name;
@@ -172,12 +243,16 @@ pub fn application_name() -> Name {
     }
 }
 
-/// The beginning of what the client has sent.
+/// The beginning of what the client has sent. A publisher sends rows.
 pub fn query_text(most: usize) -> &'static [u8] {
     // SAFETY: NULL or the NUL-terminated text of the statement under way, which the caller copies at once.
     unsafe {
         let text = pg_sys::debug_query_string;
-        if text.is_null() { &[] } else { store::cut(CStr::from_ptr(text).to_bytes(), most) }
+        match text.as_ref() {
+            Some(text) => store::cut(CStr::from_ptr(text).to_bytes(), most),
+            None if is_apply_worker() => LOGICAL_REPLICATION.as_bytes(),
+            None => &[],
+        }
     }
 }
 

@@ -196,6 +196,12 @@ pub fn with_latest_snapshot<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Whether the session writes what another server has written before.
+pub fn is_replica() -> bool {
+    // SAFETY: reads a setting.
+    unsafe { pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as i32 }
+}
+
 /// Bytes of WAL that this process has written since it began.
 pub fn wal_bytes() -> u64 {
     // SAFETY: reads a backend variable.

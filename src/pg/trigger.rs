@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use pgrx::pg_sys;
 use smallvec::SmallVec;
 
+use super::hook::Columns;
 use super::table::{Row, Table};
 use super::value::Value;
 use super::{c_string, list_of, node_string, tag};
@@ -88,6 +89,16 @@ impl RowTrigger {
     pub fn old_row(&self) -> Row<'_> {
         // SAFETY: see `is_update`.
         Row { slot: unsafe { (*self.data).tg_trigslot }, table: PhantomData }
+    }
+
+    /// Whether a column is written: by an UPDATE if it is set, by an INSERT if it is not NULL.
+    pub fn writes(&self, column: i16) -> bool {
+        if self.is_update() {
+            // SAFETY: see `is_update`; the set belongs to the statement.
+            Columns(unsafe { (*self.data).tg_updatedcols }).has(column)
+        } else {
+            !self.new_row().get(column).is_null()
+        }
     }
 
     /// What to return to leave the row as it is.

@@ -22,10 +22,10 @@ use crate::pg::hook::{self, Access};
 use crate::pg::inval;
 use crate::pg::lock::LockMode;
 use crate::pg::table::Table;
-use crate::pg::trigger::sync_triggers;
+use crate::pg::trigger::{RowTrigger, sync_triggers};
 use crate::pg::{security, shmem};
 use crate::rule::Rule;
-use store::{Fenced, Key, Name, Side, Used};
+use store::{Fenced, Key, Name, Place, Side, Used};
 
 /// Programs that read every column by themselves, and go on reading what is left.
 const NO_USERS: [&[u8]; 2] = [b"pg_dump", b"pg_dumpall"];
@@ -80,6 +80,34 @@ pub fn is_recording() -> bool {
     shmem::is_available() && !security::acts_for_extension() && !hook::is_parallel_worker()
 }
 
+/// Where a statement was counted, so that its rows can be counted there when it ends.
+pub type Counted = SmallVec<[Place; 2]>;
+
+thread_local! {
+    /// Of the statement that is being started; `None` outside of the executor.
+    static STARTING: Cell<Option<Counted>> = const { Cell::new(None) };
+}
+
+/// Starts a statement and returns where it was counted meanwhile. One may start while another does.
+pub fn while_starting(start: impl FnOnce()) -> Counted {
+    struct Outer(Option<Counted>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            STARTING.set(self.0.take());
+        }
+    }
+    let _outer = Outer(STARTING.replace(Some(Counted::new())));
+    start();
+    STARTING.take().unwrap_or_default()
+}
+
+/// Counts the rows of a statement that has ended.
+pub fn count_rows(counted: &[Place], rows: u64) {
+    shmem::read(|_, slots| {
+        counted.iter().filter_map(|place| place.slot(slots)).for_each(|slot| slot.count_rows(rows));
+    });
+}
+
 /// What one statement does to the changes whose tables it touches.
 #[derive(Default)]
 pub struct Statement {
@@ -121,22 +149,36 @@ impl Statement {
             return;
         }
         let Some(user) = User::current() else { return };
+        let mut starting = STARTING.take();
         for it in &self.uses {
             for (side, used) in [Side::Old, Side::New].into_iter().zip(it.sides) {
                 if used.any() {
-                    user.count(&it.change().change, side, used, Some(&it.change().hints[side as usize]));
+                    let place = user.count(&it.change().change, side, used, Some(&it.change().hints[side as usize]));
+                    if let Some(counted) = &mut starting {
+                        counted.extend(place);
+                    }
                 }
             }
         }
+        STARTING.set(starting);
     }
 }
 
 impl Managed {
+    /// The columns of a side.
+    fn columns_of(&self, side: Side) -> &[i16] {
+        match side {
+            Side::Old => std::slice::from_ref(&self.source),
+            Side::New => &self.targets,
+        }
+    }
+
     /// What a statement does to the old and to the new side.
     fn used(&self, access: &Access) -> [Used; 2] {
         let whole = access.selected.has_whole_row();
         let every = || whole || self.columns.iter().all(|column| access.selected.has(*column));
-        let side = |columns: &[i16]| {
+        let side = |side: Side| {
+            let columns = self.columns_of(side);
             let read = whole || columns.iter().any(|column| access.selected.has(*column));
             Used {
                 read,
@@ -145,7 +187,7 @@ impl Managed {
                 failed: false,
             }
         };
-        [side(&[self.source]), side(&self.targets)]
+        [Side::Old, Side::New].map(side)
     }
 }
 
@@ -162,8 +204,8 @@ impl User {
         (!NO_USERS.contains(&store::bytes(&application))).then(|| User { role: security::session_role(), application })
     }
 
-    /// Counts a statement, in the slot that the hint gives if that is right.
-    fn count(&self, change: &Name, side: Side, used: Used, hint: Option<&Cell<usize>>) {
+    /// Counts a statement, in the slot that the hint gives if that is right. Returns where.
+    fn count(&self, change: &Name, side: Side, used: Used, hint: Option<&Cell<usize>>) -> Option<Place> {
         let key = Key::new(hook::database().to_u32(), self.role.to_u32(), *change, self.application, side);
         let now = now();
         let counted = shmem::read(|_, slots| {
@@ -173,21 +215,22 @@ impl User {
             if let Some(hint) = hint {
                 hint.set(index);
             }
-            Some(slots[index].wants_sample(used, now))
-        });
-        if counted == Some(Some(false)) {
-            return;
+            Some((Place::of(slots, index), slots[index].wants_sample(used, now)))
+        })?;
+        if let Some((place, false)) = counted {
+            return Some(place);
         }
         let sample = hook::query_text(store::SAMPLE_SIZE);
         shmem::write(|header, slots| {
-            let Some(index) = store::claim(header, slots, &key) else { return };
-            if counted == Some(None) {
+            let index = store::claim(header, slots, &key)?;
+            if counted.is_none() {
                 slots[index].count(used, now);
             }
             if slots[index].wants_sample(used, now) {
                 slots[index].set_sample(sample, used, now);
             }
-        });
+            Some(Place::of(slots, index))
+        })?
     }
 }
 
@@ -295,7 +338,28 @@ pub fn failed(trigger: &str, error: &Error) {
     }
     let Some(user) = User::current() else { return };
     let (change, used) = (store::name(trigger.as_bytes()), Used { failed: true, ..Used::default() });
-    sides.iter().for_each(|side| user.count(&change, *side, used, None));
+    for side in sides {
+        user.count(&change, *side, used, None);
+    }
+}
+
+/// Counts a row that logical replication applies, which passes no executor: as a write of the sides that the publisher has
+/// sent.
+pub fn applied(trigger: &RowTrigger) {
+    if !hook::is_apply_worker() || !is_recording() {
+        return;
+    }
+    let Some(changes) = changes_of(trigger.table().oid()) else { return };
+    let name = store::name(trigger.name().as_bytes());
+    let Some(change) = changes.iter().find(|change| change.change == name) else { return };
+    let Some(user) = User::current() else { return };
+    let used = Used { wrote: true, ..Used::default() };
+    for side in [Side::Old, Side::New] {
+        if change.columns_of(side).iter().any(|column| trigger.writes(*column)) {
+            let place = user.count(&name, side, used, Some(&change.hints[side as usize]));
+            count_rows(place.as_slice(), 1);
+        }
+    }
 }
 
 /// Counts a statement that failed since there is no column of the name that the message mentions, if that is the name
@@ -320,7 +384,9 @@ pub fn undefined_column(message: &[u8], statement: &[u8]) {
     }
     let Some(user) = User::current() else { return };
     let used = Used { failed: true, ..Used::default() };
-    changes.iter().for_each(|change| user.count(change, Side::Old, used, None));
+    for change in &changes {
+        user.count(change, Side::Old, used, None);
+    }
 }
 
 fn is_execute(statement: &[u8]) -> bool {

@@ -59,7 +59,7 @@ pub fn info() -> Option<Info> {
     })
 }
 
-/// The subscriptions that write a table, and their owners. What they write passes no executor, and so is not counted.
+/// The subscriptions that may write a table, and their owners.
 pub fn subscriptions(relation: pg_sys::Oid) -> Result<Vec<(String, String)>, Error> {
     let sql = "select s.subname::text, pg_get_userbyid(s.subowner)::text from pg_subscription as s
         where s.subenabled and exists (
@@ -100,7 +100,7 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
         lines.push(format!("and {} more: see zdd.usage", users.len() - MOST_LINES));
     }
     lines.extend(subscriptions(change.relation)?.into_iter().map(|(name, owner)| {
-        format!("subscription \"{name}\" of role \"{owner}\" writes the table; what it writes is not counted")
+        format!("subscription \"{name}\" of role \"{owner}\" writes the table: its publisher may send the old column at any time")
     }));
     if !lines.is_empty() {
         return Ok(Standing::Used(lines));

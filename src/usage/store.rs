@@ -70,6 +70,24 @@ impl Key {
     }
 }
 
+/// A slot that a statement was counted in. Until the statement ends it may be given to somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    index: usize,
+    hash: u64,
+}
+
+impl Place {
+    pub fn of(slots: &[Slot], index: usize) -> Place {
+        Place { index, hash: slots[index].hash }
+    }
+
+    /// The slot, if it still is the same user's.
+    pub fn slot(self, slots: &[Slot]) -> Option<&Slot> {
+        slots.get(self.index).filter(|slot| slot.hash == self.hash)
+    }
+}
+
 /// How a statement used one side of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
@@ -105,6 +123,7 @@ pub struct Slot {
     reads: AtomicU64,
     whole_row: AtomicU64,
     writes: AtomicU64,
+    rows: AtomicU64,
     errors: AtomicU64,
     /// 0 if nothing was counted since the last reset.
     first_seen: AtomicI64,
@@ -143,6 +162,11 @@ impl Slot {
         self.last_seen.fetch_max(now, Relaxed);
     }
 
+    /// Counts rows of a statement that was counted before.
+    pub fn count_rows(&self, rows: u64) {
+        self.rows.fetch_add(rows, Relaxed);
+    }
+
     /// Whether the statement would make a better sample: it is much newer, or says more than `SELECT *`.
     pub fn wants_sample(&self, used: Used, now: i64) -> bool {
         now - self.sampled_at > SAMPLE_AGE || (self.sample_is_whole_row != 0 && !used.whole_row)
@@ -158,7 +182,7 @@ impl Slot {
 
     /// Starts counting anew. That somebody was seen, and when, is not forgotten.
     pub fn reset(&mut self) {
-        for counter in [&mut self.reads, &mut self.whole_row, &mut self.writes, &mut self.errors] {
+        for counter in [&mut self.reads, &mut self.whole_row, &mut self.writes, &mut self.rows, &mut self.errors] {
             *counter.get_mut() = 0;
         }
         *self.first_seen.get_mut() = 0;
@@ -179,6 +203,7 @@ impl Slot {
             reads: self.reads.load(Relaxed),
             whole_row: self.whole_row.load(Relaxed),
             writes: self.writes.load(Relaxed),
+            rows: self.rows.load(Relaxed),
             errors: self.errors.load(Relaxed),
             first_seen: self.first_seen.load(Relaxed),
             last_seen: self.last_seen.load(Relaxed),
@@ -198,6 +223,9 @@ pub struct Entry {
     pub reads: u64,
     pub whole_row: u64,
     pub writes: u64,
+    /// What was saved before they were counted has none.
+    #[serde(default)]
+    pub rows: u64,
     pub errors: u64,
     pub first_seen: i64,
     pub last_seen: i64,
@@ -302,6 +330,7 @@ pub fn restore(header: &mut Header, slots: &mut [Slot], entry: &Entry) {
     *slot.reads.get_mut() = entry.reads;
     *slot.whole_row.get_mut() = entry.whole_row;
     *slot.writes.get_mut() = entry.writes;
+    *slot.rows.get_mut() = entry.rows;
     *slot.errors.get_mut() = entry.errors;
     *slot.first_seen.get_mut() = entry.first_seen;
     *slot.last_seen.get_mut() = entry.last_seen;
@@ -364,6 +393,7 @@ mod tests {
             reads: AtomicU64::new(0),
             whole_row: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             first_seen: AtomicI64::new(0),
             last_seen: AtomicI64::new(0),
@@ -393,7 +423,7 @@ mod tests {
 
     #[test]
     fn takes_the_memory_that_is_documented() {
-        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1240, 25_632));
+        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1248, 25_632));
     }
 
     #[test]
@@ -407,6 +437,29 @@ mod tests {
         let Entry { reads, whole_row, writes, errors, first_seen, last_seen, .. } = entries[0];
         assert_eq!((reads, whole_row, writes, errors, first_seen, last_seen), (1, 0, 1, 1, 5, 7));
         assert_eq!((entries[1].side, entries[1].reads, entries[1].whole_row), (Side::New, 1, 1));
+    }
+
+    #[test]
+    fn rows_are_counted_for_whom_the_statement_was() {
+        let mut memory = memory(1);
+        count(&mut memory, &key("a", Side::Old), READ, 1);
+        let place = Place::of(&memory.1, 0);
+        place.slot(&memory.1).unwrap().count_rows(3);
+        place.slot(&memory.1).unwrap().count_rows(4);
+        assert_eq!(memory.1[0].entry().unwrap().rows, 7);
+        // Somebody else has the slot by now.
+        count(&mut memory, &key("b", Side::Old), READ, 2);
+        assert!(place.slot(&memory.1).is_none());
+        assert_eq!(memory.1[0].entry().unwrap().rows, 0);
+    }
+
+    #[test]
+    fn what_was_saved_without_rows_is_not_lost() {
+        let mut before = memory(1);
+        count(&mut before, &key("a", Side::Old), READ, 5);
+        let mut saved = serde_json::to_value(before.1[0].entry().unwrap()).unwrap();
+        saved.as_object_mut().unwrap().remove("rows");
+        assert_eq!(serde_json::from_value::<Entry>(saved).unwrap(), before.1[0].entry().unwrap());
     }
 
     #[test]
@@ -440,6 +493,7 @@ mod tests {
     fn restored_as_saved() {
         let mut before = memory(2);
         count(&mut before, &key("a", Side::Old), STAR, 5);
+        before.1[0].count_rows(9);
         before.1[0].set_sample(b"select * from t", STAR, 5);
         let entry = before.1[0].entry().unwrap();
         let mut after = memory(2);

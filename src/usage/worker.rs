@@ -31,5 +31,4 @@ pub fn run() {
             file::save();
         }
     }
-    file::save();
 }

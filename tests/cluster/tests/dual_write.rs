@@ -590,6 +590,8 @@ fn replication_roles_bypass_the_trigger_and_the_backfill_catches_up() {
     db.run("CALL zdd.backfill('address.street')");
     assert_eq!(states(&mut db, "address.street"), "5000|0|0|0");
     assert_eq!(db.text("SELECT phase FROM zdd.changes"), "expanded");
+    db.run("SET session_replication_role = local; INSERT INTO address VALUES (5001, 'Elm 1')");
+    assert_eq!(states(&mut db, "address.street"), "5001|0|0|0");
 }
 
 #[test]

@@ -241,6 +241,8 @@ fn parallel_query_counts_once() {
         assert!(text.iter().any(|line| line.contains("Workers Launched: ") && !line.ends_with('0')), "{text:?}");
     };
     recorded(settings, scan, OLD_READ);
+    let all = |app: &mut Session| app.run("SELECT street FROM address WHERE street LIKE 'E%'");
+    rows(settings, all, "old 10");
 }
 
 #[test]
@@ -305,6 +307,17 @@ fn two_changes_of_a_table() {
 }
 
 #[test]
+fn a_session_that_was_there_before_the_change() {
+    let mut db = Session::on(cluster());
+    db.run(TABLE);
+    let mut app = application(&db, "shop");
+    app.run("PREPARE p AS SELECT street FROM address; EXECUTE p");
+    db.run(SPLIT);
+    app.run("EXECUTE p; UPDATE address SET street = 'Oak 1' WHERE id = 1");
+    assert_eq!(usage(&mut db), "shop|old|1r1w0e");
+}
+
+#[test]
 fn each_database_has_its_own() {
     let (mut one, _) = expanded();
     let (mut other, mut app) = expanded();
@@ -321,6 +334,106 @@ fn by_role_and_application() {
     let all = "SELECT application_name, role, reads FROM zdd.usage ORDER BY 1, 2";
     assert_eq!(db.text(all), "report|usage_reader|2\nshop|postgres|1\nshop|usage_reader|1");
     db.run("DROP OWNED BY usage_reader; DROP ROLE usage_reader");
+}
+
+// Rows
+
+/// Rows per side of what an application does.
+#[track_caller]
+fn rows(before: &str, act: impl FnOnce(&mut Session), expected: &str) {
+    let (mut db, mut app) = expanded();
+    app.run(before);
+    db.run("SELECT zdd.reset_usage('address.street')");
+    act(&mut app);
+    let counted = "SELECT string_agg(side || ' ' || rows, ', ' ORDER BY side DESC) FROM zdd.usage";
+    assert_eq!(db.text(counted), expected);
+}
+
+#[track_caller]
+fn sql_rows(sql: &str, expected: &str) {
+    rows("", |app| app.run(sql), expected);
+}
+
+#[test]
+fn rows_that_a_statement_returns_or_affects() {
+    sql_rows("SELECT street FROM address", "old 10");
+    sql_rows("SELECT street, streetname FROM address WHERE id <= 3", "old 3, new 3");
+    sql_rows("SELECT street FROM address WHERE false", "old 0");
+    sql_rows("SELECT street FROM address; SELECT street FROM address LIMIT 3; SELECT city FROM address", "old 13");
+    sql_rows("INSERT INTO address (id, street) VALUES (11, 'Oak 1'), (12, 'Oak 2')", "old 2");
+    sql_rows("UPDATE address SET housenumber = '1' WHERE id <= 4", "new 4");
+    sql_rows("DELETE FROM address WHERE street LIKE 'Elm%'", "old 10");
+    sql_rows("UPDATE address SET street = 'Oak 1' WHERE id <= 4 RETURNING street", "old 4");
+    // What counts is what the client is told.
+    let inner = "WITH u AS (UPDATE address SET street = 'Oak 1' WHERE id <= 4 RETURNING id) SELECT id FROM u LIMIT 1";
+    sql_rows(inner, "old 1");
+    sql_rows("CREATE TABLE copy AS SELECT street FROM address", "old 10");
+    sql_rows("COPY (SELECT street FROM address) TO '/dev/null'", "old 10");
+    sql_rows("COPY address (id, street) TO '/dev/null'", "old 0");
+    rows("", |app| drop(app.client.query("SELECT street FROM address WHERE id > $1", &[&4]).unwrap()), "old 6");
+}
+
+#[test]
+fn rows_of_cursors_that_are_fetched_in_parts() {
+    let declare = "BEGIN; DECLARE c NO SCROLL CURSOR FOR SELECT street FROM address";
+    sql_rows(&format!("{declare}; FETCH 2 FROM c; FETCH 3 FROM c; CLOSE c; COMMIT"), "old 5");
+    sql_rows(&format!("{declare}; FETCH 2 FROM c; FETCH 3 FROM c; COMMIT"), "old 5");
+    let hold = declare.replace("CURSOR", "CURSOR WITH HOLD");
+    sql_rows(&format!("{hold}; FETCH 2 FROM c; COMMIT; FETCH ALL FROM c; CLOSE c"), "old 10");
+    let portal = |app: &mut Session| {
+        let mut transaction = app.client.transaction().unwrap();
+        let portal = transaction.bind("SELECT street FROM address", &[]).unwrap();
+        for most in [3, 4] {
+            transaction.query_portal(&portal, most).unwrap();
+        }
+        transaction.commit().unwrap();
+    };
+    rows("", portal, "old 7");
+    let in_loop = "DO $$ DECLARE a record; BEGIN
+            FOR a IN SELECT street FROM address, generate_series(1, 10) LOOP END LOOP;
+        END $$";
+    sql_rows(in_loop, "old 100");
+}
+
+#[test]
+fn rows_of_statements_within_statements() {
+    let function = "CREATE FUNCTION f() RETURNS int STABLE LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM streetname FROM address WHERE id <= 3; RETURN 1; END $$";
+    rows(function, |app| app.run("SELECT street, f() FROM address WHERE id <= 2"), "old 2, new 6");
+    // One starts while another does: which partitions to read is found out at the start.
+    let parted = format!(
+        "{function};
+         CREATE TABLE parted (id int, a text) PARTITION BY LIST (id);
+         CREATE TABLE parted1 PARTITION OF parted FOR VALUES IN (1);
+         CREATE TABLE parted2 PARTITION OF parted FOR VALUES IN (2);
+         INSERT INTO parted VALUES (1, 'x'), (1, 'y'), (2, 'z')"
+    );
+    let (mut db, mut app) = expanded();
+    db.run(&parted);
+    db.run("SELECT zdd.split_column('parted', 'a', 'b text, c text', delimiter => ' ')");
+    app.run("SELECT a FROM parted WHERE id = f()");
+    let counted =
+        "SELECT change, side, rows = reads * CASE side WHEN 'old' THEN 2 ELSE 3 END FROM zdd.usage ORDER BY 1";
+    assert_eq!(db.text(counted), "address.street|new|t\nparted.a|old|t");
+}
+
+#[test]
+fn statements_that_fail_have_no_rows() {
+    const FAILS: &str = "SELECT street, 1 / (id - 10) FROM address";
+    rows("", |app| drop(app.error(FAILS)), "old 0");
+    let caught = "DO $$ BEGIN
+            BEGIN PERFORM street, 1 / (id - 10) FROM address; EXCEPTION WHEN division_by_zero THEN NULL; END;
+            PERFORM street FROM address WHERE id <= 3;
+        END $$";
+    sql_rows(caught, "old 3");
+    let savepoint = |app: &mut Session| {
+        app.run("BEGIN; SAVEPOINT s; DECLARE c CURSOR FOR SELECT street FROM address; FETCH 5 FROM c");
+        app.error(FAILS);
+        app.run("ROLLBACK TO s; SELECT street FROM address WHERE id <= 2; COMMIT");
+    };
+    rows("", savepoint, "old 2");
+    // A rollback comes too late.
+    sql_rows("BEGIN; UPDATE address SET street = 'Oak 1'; ROLLBACK", "old 10");
 }
 
 // What is no use
@@ -500,6 +613,18 @@ fn a_fence_that_was_rolled_back_counts_nothing() {
     assert_eq!(usage(&mut db), OLD_READ);
 }
 
+#[test]
+fn a_contract_ends_the_fence() {
+    let (mut db, mut app) = expanded();
+    db.run("SELECT zdd.fence('address.street')");
+    db.run("CALL zdd.contract('address.street', force => true)");
+    db.run(
+        "SELECT zdd.split_column('address', 'city', 'a text, b text', delimiter => ' ', change => 'address.street')",
+    );
+    app.error("SELECT street FROM address");
+    assert_eq!(usage(&mut db), "", "another column by now");
+}
+
 // Samples
 
 #[test]
@@ -585,6 +710,15 @@ fn contract_does_not_trust_a_short_record() {
     let unknown = db.error(CONTRACT);
     assert!(unknown.contains("it is not known that nobody uses the old column"), "{unknown}");
     assert!(unknown.contains("Usage has been recorded for") && unknown.contains("since the change began"), "{unknown}");
+    // The server runs for longer than the period, and the change has only begun.
+    db.run("SET zdd.quiet_period = '5s'");
+    let long = "SELECT clock_timestamp() - recorded_since > '5s' FROM zdd.usage_info";
+    wait_until("the server runs for 5 s", Duration::from_secs(20), || Ok(db.text(long) == "t")).unwrap();
+    db.run("UPDATE zdd.change SET started_at = clock_timestamp()");
+    assert!(db.error(CONTRACT).contains("since the change began"));
+    // The change is old, and the server was only started.
+    db.run("SET zdd.quiet_period = '1h'; UPDATE zdd.change SET started_at = started_at - interval '2 hours'");
+    assert!(db.error(CONTRACT).contains("since the server was started"));
     db.run("CALL zdd.contract('address.street', force => true)");
 }
 
@@ -620,8 +754,8 @@ fn contract_without_preloading_needs_a_fence_or_force() {
 
 // Logical replication
 
-/// A subscriber's apply passes no executor. What it writes is not counted, but that it writes is shown, and stops the
-/// contract.
+/// A subscriber's apply passes no executor; its rows are counted as they arrive, and left as they are. While there is a
+/// subscription, there is no contract.
 #[test]
 fn logical_replication_apply() {
     let publisher = cluster();
@@ -645,21 +779,53 @@ fn logical_replication_apply() {
         &mut replica,
         "SELECT count(*) = 1 FROM address WHERE id = 1 AND city = 'X' AND (SELECT true FROM address WHERE housenumber = '1' AND streetname = 'Oak')",
     );
-    // The publisher saw the initial copy, which reads all columns, and the update.
+    // Whatever arrives stays as it is, however wrong.
+    db.run("SET session_replication_role = replica; INSERT INTO address VALUES (50, 'Elm 1', 'X', 'Oak', '9')");
+    arrived(&mut replica, "SELECT count(*) = 1 FROM address WHERE address = (50, 'Elm 1', 'X', 'Oak', '9')::address");
+    db.run("UPDATE address SET street = 'Yew 3' WHERE id = 50; RESET session_replication_role");
+    arrived(&mut replica, "SELECT count(*) = 1 FROM address WHERE address = (50, 'Yew 3', 'X', 'Oak', '9')::address");
+    // The publisher saw the initial copy, which reads all columns, and the statements.
     let on_publisher = usage(&mut db);
-    assert!(on_publisher.contains("test|old|0r1w0e"), "{on_publisher}");
+    assert!(on_publisher.contains("test|old|0r3w0e"), "{on_publisher}");
     let copies = db.text("SELECT side, reads, whole_row FROM zdd.usage WHERE application_name LIKE 'pg\\_%\\_sync\\_%' ORDER BY side DESC");
     assert_eq!(copies, "old|1|1\nnew|1|1");
-    let shown = "SELECT application_name, role, side, writes, sample_query FROM zdd.usage WHERE application_name = 'feed' ORDER BY side DESC";
+    // The subscriber saw ten rows copied, an INSERT and two UPDATEs, each with both sides.
+    let shown = "SELECT application_name, role, side, reads, writes, rows, errors, sample_query
+        FROM zdd.usage WHERE application_name = 'feed' ORDER BY side DESC";
     assert_eq!(
         replica.text(shown),
-        "feed|postgres|old|~|(logical replication)\nfeed|postgres|new|~|(logical replication)"
+        "feed|postgres|old|0|13|13|0|(logical replication)\nfeed|postgres|new|0|13|13|0|(logical replication)"
     );
     let used = replica.error(CONTRACT);
     assert!(used.contains("subscription \"feed\" of role \"postgres\" writes the table"), "{used}");
+    assert!(used.contains("role \"postgres\", application \"feed\": 0 reads, 13 writes"), "{used}");
+    // One that has sent nothing may send anything.
+    replica.run("SELECT zdd.reset_usage('address.street')");
+    assert_eq!(
+        replica.text(shown),
+        "feed|postgres|old|0|0|0|0|(logical replication)\nfeed|postgres|new|0|0|0|0|(logical replication)"
+    );
+    if db.number("SELECT current_setting('server_version_num')::int / 10000") >= 15 {
+        // A publisher that no longer sends the old column does not write it.
+        db.run("ALTER PUBLICATION p SET TABLE address (id, city, streetname, housenumber)");
+        db.run(
+            "UPDATE address SET streetname = 'Fir' WHERE id = 1; INSERT INTO address (id, street) VALUES (51, 'Ivy 1')",
+        );
+        arrived(
+            &mut replica,
+            "SELECT count(*) = 1 FROM address WHERE address IS NOT DISTINCT FROM (51, NULL, NULL, 'Ivy', '1')::address",
+        );
+        arrived(
+            &mut replica,
+            "SELECT count(*) = 1 FROM address WHERE address = (1, 'Oak 1', 'X', 'Fir', '1')::address",
+        );
+        assert_eq!(replica.text(shown), "feed|postgres|new|0|2|2|0|(logical replication)");
+    }
+    assert!(replica.error(CONTRACT).contains("subscription \"feed\""));
     replica
         .run("ALTER SUBSCRIPTION feed DISABLE; ALTER SUBSCRIPTION feed SET (slot_name = NONE); DROP SUBSCRIPTION feed");
-    assert!(!replica.error(CONTRACT).contains("subscription"));
+    let used = replica.error(CONTRACT);
+    assert!(!used.contains("subscription") && used.contains("application \"feed\": nothing since the reset"), "{used}");
     let idle = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{name}'");
     arrived(&mut db, &idle);
     db.run(&format!("SELECT pg_drop_replication_slot('{name}')"));
@@ -729,7 +895,7 @@ fn a_restart_forgets_nothing() {
     db.run("SELECT zdd.fence('address.street')");
     app.error("SELECT street FROM address");
     let all =
-        "SELECT side, role, application_name, reads, writes, errors, first_seen, last_seen, sample_query, whole_row
+        "SELECT side, role, application_name, reads, writes, rows, errors, first_seen, last_seen, sample_query, whole_row
         FROM zdd.usage";
     let before = db.text(all);
     let since = "SELECT recorded_since > pg_postmaster_start_time() - interval '2 s' FROM zdd.usage_info";
@@ -863,10 +1029,13 @@ fn hooks_are_chained() {
         app.run("SET ROLE usage_stranger");
         assert!(app.error("SELECT streetname FROM address").contains("42501"));
         assert_eq!(usage(&mut db), "shop|old|1r0w1e", "{order}");
-        let calls = "SELECT calls FROM pg_stat_statements WHERE query LIKE 'SELECT street FROM address WHERE%'";
-        assert_eq!(db.text(calls), "1", "{order}");
+        assert_eq!(db.text("SELECT rows FROM zdd.usage"), "1", "{order}");
+        let calls = "SELECT calls, rows, total_exec_time > 0 FROM pg_stat_statements
+            WHERE query LIKE 'SELECT street FROM address WHERE%'";
+        assert_eq!(db.text(calls), "1|1|t", "{order}");
         let log = std::fs::read_to_string(cluster.log()).unwrap();
         assert!(log.contains("Query Text: SELECT street FROM address WHERE id = 1"), "{order}");
+        assert!(!log.contains("duration: 0.000 ms  plan:"), "{order}");
         assert_eq!(log.contains("AUDIT: SESSION"), has_pgaudit, "{order}");
         assert!(log.contains("column \"street\" does not exist"), "{order}");
     }

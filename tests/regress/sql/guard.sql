@@ -76,11 +76,16 @@ alter table t disable trigger all;
 :refused
 alter table t enable replica trigger "~zdd_t.a";
 :refused
-alter table t enable always trigger "~zdd_t.a";
+alter table t enable trigger "~zdd_t.a";
 :refused
+alter table t enable trigger all;
+:refused
+alter table t enable always trigger "~zdd_t.a";
 alter trigger "~zdd_t.a" on t rename to other;
 :refused
 alter table parted1 disable trigger user;
+:refused
+alter table parted1 enable trigger user;
 :refused
 create or replace trigger "~zdd_t.a" before insert on t for each row execute function touch();
 :refused

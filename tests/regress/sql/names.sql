@@ -42,7 +42,7 @@ select zdd.split_column('a_table_whose_name_has_exactly_the_63_bytes_that_postgr
     'a_new_column_whose_name_has_exactly_the_63_bytes_postgresql_has text, x text', delimiter => ' ');
 select zdd.split_column('a_table_whose_name_has_exactly_the_63_bytes_that_postgresql_ha', 'a_column_whose_name_has_exactly_the_63_bytes_that_postgresql_h2',
     'a_new_column_whose_name_has_exactly_the_63_bytes_postgresql_ha2 text, y text', delimiter => ' ');
-select tgname, length(tgname) from pg_trigger where tgrelid = 'a_table_whose_name_has_exactly_the_63_bytes_that_postgresql_ha'::regclass;
+select tgname, length(tgname) from pg_trigger where tgrelid = 'a_table_whose_name_has_exactly_the_63_bytes_that_postgresql_ha'::regclass order by tgname;
 insert into a_table_whose_name_has_exactly_the_63_bytes_that_postgresql_ha (x, y) values ('1', '2');
 \x
 table a_table_whose_name_has_exactly_the_63_bytes_that_postgresql_ha;

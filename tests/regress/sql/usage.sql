@@ -13,7 +13,7 @@ select * from zdd.usage;
 -- The old and the new version of an application.
 \! PGAPPNAME='shop 1.0' tests/regress/session "select street from address where id = 1" "update address set street = 'Oak Street 2'"
 \! PGAPPNAME='shop 2.0' tests/regress/session "select streetname, housenumber from address" "select * from address"
-select change, side, role, application_name, reads, writes, errors, whole_row, first_seen <= last_seen as seen
+select change, side, role, application_name, reads, writes, rows, errors, whole_row, first_seen <= last_seen as seen
 from zdd.usage order by side desc, application_name;
 -- What they ran is for pg_read_all_stats.
 select count(sample_query) from zdd.usage;
@@ -39,7 +39,7 @@ select zdd.split_column('starred', 'a', 'b text, c text', delimiter => ' ');
 create table strict (a text);
 select zdd.split_column('strict', 'a', 'b text, c text', regex => '^(?<b>\w+) (?<c>\w+)$', join => '{b} {c}', unmatched => 'error');
 \! PGAPPNAME='shop 1.0' tests/regress/session "insert into strict (a) values ('one')"
-select side, application_name, writes, errors from zdd.usage where change = 'strict.a';
+select side, application_name, writes, rows, errors from zdd.usage where change = 'strict.a';
 
 -- Behind the fence, PostgreSQL's own error; who ran into it is counted.
 select zdd.fence('address.street');
