@@ -15,12 +15,12 @@ use crate::pg::table::{Table, new_index_name};
 
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
 /// it.
-pub fn vacuum(session: &Session, relation: pg_sys::Oid) -> Result<(), Error> {
+pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Result<(), Error> {
     let name = session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|table| table.name())))?;
-    match name {
-        Some(name) => session.top_level(&format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name}")),
-        None => Ok(()),
-    }
+    let Some(name) = name else { return Ok(()) };
+    let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
+    let columns = ddl::column_list(&targets);
+    session.top_level(&format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name} ({columns})"))
 }
 
 /// Builds the indexes that are not there yet, in the table and all its partitions or children, while reads and writes go

@@ -656,7 +656,7 @@ impl<'s> Run<'s> {
             if !self.begin_long_work(catalog::VACUUMS)? {
                 return Ok(false);
             }
-            index::vacuum(self.session, relation)?;
+            index::vacuum(self.session, &self.change, relation)?;
         }
         Ok(true)
     }

@@ -76,7 +76,7 @@ impl Courtesy {
     /// Below this, batches cost more than the work that they do.
     const LEAST: Duration = Duration::from_millis(2);
     /// Until it is known whether anybody is in the way. Batches of this length cost hardly more than long ones.
-    const FIRST: Duration = Duration::from_millis(5);
+    const FIRST: Duration = Duration::from_millis(10);
     /// How much work that keeps nobody waiting doubles the length of a batch.
     const DOUBLED_BY: Duration = Duration::from_secs(1);
 
@@ -177,9 +177,9 @@ mod tests {
     fn batches_shrink_for_those_they_block_and_grow_back() {
         let ms = Duration::from_millis;
         let mut courtesy = Courtesy::new(ms(50));
-        assert_eq!(courtesy.target(), ms(5));
-        // Two seconds of work.
-        for _ in 0..20 {
+        assert_eq!(courtesy.target(), ms(10));
+        // A second of work.
+        for _ in 0..10 {
             assert_eq!(courtesy.record(0, ms(100), ms(50)), Duration::ZERO);
         }
         assert!((ms(19)..ms(21)).contains(&courtesy.target()), "{courtesy:?}");

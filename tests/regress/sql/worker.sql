@@ -18,7 +18,8 @@ select rows, in_sync from zdd.verify('street');
 select indexdef from pg_indexes where tablename = 'address' order by indexname;
 select event, detail from zdd.events;
 -- The table has been vacuumed, and the planner knows the new columns.
-select relpages > 0 as vacuumed, (select count(*) from pg_stats where tablename = 'address') as columns_analyzed
+select relpages > 0 as vacuumed,
+    (select string_agg(attname, ', ' order by attname) from pg_stats where tablename = 'address') as columns_analyzed
 from pg_class where oid = 'address'::regclass;
 
 -- A phase that has been left behind has been reached.
