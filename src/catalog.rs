@@ -474,9 +474,11 @@ pub fn restart_lanes(id: i64) -> Result<(), Error> {
 /// Takes a table that nobody has begun to vacuum since all its rows are split.
 pub fn take_vacuum(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
     let taken = write(
-        "update zdd.lane as l set vacuumed = true
-         from (select t.relation from zdd.lane as t where t.change_id = $1 and t.lane = 1 and not t.vacuumed
-               order by t.relation limit 1 for update skip locked) as t
+        // Not a subquery: that could run again for each lane, and take one each time.
+        "with t as materialized (
+             select l.relation from zdd.lane as l where l.change_id = $1 and l.lane = 1 and not l.vacuumed
+             order by l.relation limit 1 for update skip locked)
+         update zdd.lane as l set vacuumed = true from t
          where l.change_id = $1 and l.relation = t.relation and l.lane = 1 returning l.relation",
         &[id.into()],
         |row| get(row, 1),
