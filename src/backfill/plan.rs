@@ -9,7 +9,7 @@ const BLOCKS_PER_LANE: u32 = 2048;
 /// A smaller table has so many lanes too, so that each worker has some to take turns with, as long as they are not shorter
 /// than this.
 const MIN_LANES: u32 = 8;
-const SHORTEST_LANE: u32 = 512;
+const SHORTEST_LANE: u32 = 128;
 /// How many lanes a table has at most: each has a cursor row, and more workers than this make no sense.
 const MAX_LANES: u32 = 64;
 
@@ -287,8 +287,9 @@ mod tests {
     #[test]
     fn lanes_grow_with_the_table() {
         assert_eq!(lanes(1), [Lane { start: 0, end: 1 }]);
-        assert_eq!(lanes(512).len(), 1);
-        assert_eq!(lanes(513), [Lane { start: 0, end: 256 }, Lane { start: 256, end: 513 }]);
+        assert_eq!(lanes(128).len(), 1);
+        assert_eq!(lanes(129), [Lane { start: 0, end: 64 }, Lane { start: 64, end: 129 }]);
+        assert_eq!(lanes(2000).len(), 8);
         assert_eq!(lanes(8 * 2048).len(), 8);
         assert_eq!(lanes(8 * 2048 + 1).len(), 9);
         assert_eq!(lanes(u32::MAX).len(), 64);
