@@ -308,7 +308,7 @@ fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
 
 /// The blocks of a table in pieces that are quick to read.
 pub fn pieces(blocks: u32) -> impl Iterator<Item = Range<u32>> {
-    const PIECE: u32 = 4096;
+    const PIECE: u32 = 256;
     (0..blocks).step_by(PIECE as usize).map(move |start| start..(start + PIECE).min(blocks))
 }
 

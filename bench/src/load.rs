@@ -16,7 +16,7 @@ use crate::subject::Subject;
 use crate::table::Table;
 
 /// How long the clients work alone first.
-const QUIET: Duration = Duration::from_secs(6);
+const QUIET: Duration = Duration::from_secs(15);
 /// Whoever takes longer than this many seconds has one round.
 const LONG: f64 = 30.0;
 

@@ -14,12 +14,14 @@ use crate::pg::session::Session;
 use crate::pg::table::{Table, new_index_name};
 
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
-/// it.
+/// it. Where the backfill has a limit, it goes at the pace of autovacuum.
 pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Result<(), Error> {
     let name = session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|table| table.name())))?;
     let Some(name) = name else { return Ok(()) };
     let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
     let columns = ddl::column_list(&targets);
+    let delay = if change.max_rows_per_second > 0 { "'2ms'" } else { "DEFAULT" };
+    session.top_level(&format!("SET vacuum_cost_delay = {delay}"))?;
     session.top_level(&format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name} ({columns})"))
 }
 

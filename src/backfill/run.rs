@@ -171,7 +171,7 @@ struct Run<'s> {
 impl<'s> Run<'s> {
     fn new(session: &'s Session, slot: Option<Slot>, change: Change) -> Run<'s> {
         let now = Instant::now();
-        let courtesy = Courtesy::new(change.batch_target);
+        let courtesy = Courtesy::new(batch_target(&change));
         let sharers = change.job.as_ref().map_or(1, |job| job.workers.max(1));
         Run {
             session,
@@ -238,9 +238,13 @@ impl<'s> Run<'s> {
                 Err(error) => return Err(error),
             }
             self.doing("verifies", None)?;
-            let Some(counts) = count_while(self.session, &self.change.clone(), || Ok(!self.follow()?))? else {
-                return Ok(End::Stopped);
-            };
+            let mut since = Instant::now();
+            let counts = count_while(self.session, &self.change.clone(), || {
+                self.leave_time(since.elapsed());
+                since = Instant::now();
+                Ok(!self.follow()?)
+            })?;
+            let Some(counts) = counts else { return Ok(End::Stopped) };
             // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
             let again = counts.pending > 0 && (pass == 1 || self.rows > before);
             if !again {
@@ -290,7 +294,7 @@ impl<'s> Run<'s> {
                             self.naps = 0;
                             self.rows += rows;
                             self.limited_rows += rows;
-                            let pause = self.courtesy.record(blocked, work, self.change.batch_target);
+                            let pause = self.courtesy.record(blocked, work, batch_target(&self.change));
                             self.sizer.set_target(self.courtesy.target());
                             if !pause.is_zero() {
                                 self.wait("sessions that its last batch kept waiting")?;
@@ -347,6 +351,14 @@ impl<'s> Run<'s> {
             // Whoever waits must hear of a pause, of other settings and of the end of the change.
             Some(reason) => Ok((!self.follow()? && !self.is_surplus()).then_some((reason, LOOK_INTERVAL))),
             None => Ok(None),
+        }
+    }
+
+    /// Where there is a limit, others have most of the time while rows are only looked at, too.
+    fn leave_time(&self, worked: Duration) {
+        const OTHERS: u32 = 4;
+        if self.change.max_rows_per_second > 0 {
+            lock::sleep(worked * OTHERS);
         }
     }
 
@@ -706,6 +718,11 @@ const RATE_LIMIT: &str = "max_rows_per_second";
 /// How many lanes are worked on in turn.
 const LANES_IN_TURN: usize = 4;
 const NOTHING: Step = Step::Batch { rows: 0, blocked: 0, work: Duration::ZERO };
+
+/// What a batch may take. Where there is a limit there is time for short ones, which are in nobody's way.
+fn batch_target(change: &Change) -> Duration {
+    if change.max_rows_per_second == 0 { change.batch_target } else { change.batch_target.min(Courtesy::LEAST) }
+}
 
 /// How often the signals are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
