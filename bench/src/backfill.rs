@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::Bench;
 use crate::contender::{Contender, Version};
 use crate::report::{NotRun, Part};
-use crate::stats::{Series, seconds, thousands};
+use crate::stats::{Series, seconds, thousands, turns};
 use crate::subject::{Subject, WAL_BYTES};
 use crate::table::Table;
 
@@ -49,17 +49,14 @@ pub fn measure(bench: &Bench) -> Result<Backfill> {
 
 fn size(bench: &Bench, contenders: &[&dyn Contender], rows: i64) -> Result<Size> {
     let mut all: Vec<Figures> = contenders.iter().map(|contender| Figures::new(contender.name())).collect();
-    for round in 0..bench.rounds {
-        for turn in 0..contenders.len() {
-            let which = (round + turn) % contenders.len();
-            let figures = &mut all[which];
-            let long = rows >= bench.rows && figures.seconds.max().is_some_and(|seconds| seconds > LONG);
-            if figures.failed.is_some() || long {
-                continue;
-            }
-            bench.say(&format!("{} rows, round {}: {}", thousands(rows as f64), round + 1, figures.name));
-            figures.failed = one_run(bench, contenders[which], rows, figures).err().map(|e| e.to_string());
+    for (round, which) in turns(bench.rounds, contenders.len()) {
+        let figures = &mut all[which];
+        let long = rows >= bench.rows && figures.seconds.max().is_some_and(|seconds| seconds > LONG);
+        if figures.failed.is_some() || long {
+            continue;
         }
+        bench.say(&format!("{} rows, round {}: {}", thousands(rows as f64), round + 1, figures.name));
+        figures.failed = one_run(bench, contenders[which], rows, figures).err().map(|e| e.to_string());
     }
     Ok(Size { rows, contenders: all })
 }

@@ -10,7 +10,7 @@ use crate::Bench;
 use crate::clients::{Clients, Load, Summary, Trace};
 use crate::contender::{self, Contender, Version};
 use crate::report::{NotRun, Part};
-use crate::stats::{Series, thousands};
+use crate::stats::{Series, thousands, turns};
 use crate::subject::Subject;
 use crate::table::Table;
 
@@ -72,18 +72,15 @@ pub fn measure(bench: &Bench) -> Result<Lifecycle> {
     for (name, rate) in [("half load", Some(most / 2.0)), ("saturation", None)] {
         let load = Load { clients: CLIENTS, rate: rate.map(|rate| rate / CLIENTS as f64) };
         let mut all: Vec<Felt> = contenders.iter().map(|contender| Felt::new(contender.name())).collect();
-        for round in 0..rounds {
-            for turn in 0..contenders.len() {
-                let which = (round + turn) % contenders.len();
-                let felt = &mut all[which];
-                if felt.failed.is_some() {
-                    continue;
-                }
-                bench.say(&format!("{name}, round {}: {}", round + 1, felt.name));
-                match one_round(bench, contenders[which], rows, load) {
-                    Ok(round) => felt.rounds.push(round),
-                    Err(e) => felt.failed = Some(e.to_string()),
-                }
+        for (round, which) in turns(rounds, contenders.len()) {
+            let felt = &mut all[which];
+            if felt.failed.is_some() {
+                continue;
+            }
+            bench.say(&format!("{name}, round {}: {}", round + 1, felt.name));
+            match one_round(bench, contenders[which], rows, load) {
+                Ok(round) => felt.rounds.push(round),
+                Err(e) => felt.failed = Some(e.to_string()),
             }
         }
         loads.push(AtLoad { name: name.to_owned(), rate, contenders: all });

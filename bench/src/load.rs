@@ -11,7 +11,7 @@ use crate::clients::{Clients, Load, Summary};
 use crate::contender::{self, Contender, Version};
 use crate::lifecycle::{CLIENTS, saturation};
 use crate::report::{NotRun, Part};
-use crate::stats::{Series, seconds, thousands};
+use crate::stats::{Series, thousands, turns};
 use crate::subject::Subject;
 use crate::table::Table;
 
@@ -32,10 +32,9 @@ pub struct UnderLoad {
 #[derive(Serialize, Deserialize)]
 pub struct Shared {
     pub name: String,
-    /// From the beginning of the change until every row is split.
-    pub seconds: Series,
     /// One per round.
     pub before: Vec<Summary>,
+    /// From the beginning of the change until every row is split.
     pub during: Vec<Summary>,
     pub failed: Option<String>,
 }
@@ -48,16 +47,13 @@ pub fn measure(bench: &Bench) -> Result<UnderLoad> {
     }
     let rate = saturation(bench, bench.rows)? / 2.0;
     let mut all: Vec<Shared> = contenders.iter().map(|contender| Shared::new(contender.name())).collect();
-    for round in 0..bench.rounds {
-        for turn in 0..contenders.len() {
-            let which = (round + turn) % contenders.len();
-            let shared = &mut all[which];
-            if shared.failed.is_some() || shared.seconds.max().is_some_and(|seconds| seconds > LONG) {
-                continue;
-            }
-            bench.say(&format!("round {}: {}", round + 1, shared.name));
-            shared.failed = one_round(bench, contenders[which], rate, shared).err().map(|e| e.to_string());
+    for (round, which) in turns(bench.rounds, contenders.len()) {
+        let shared = &mut all[which];
+        if shared.failed.is_some() || shared.during.iter().any(|during| during.seconds > LONG) {
+            continue;
         }
+        bench.say(&format!("round {}: {}", round + 1, shared.name));
+        shared.failed = one_round(bench, contenders[which], rate, shared).err().map(|e| e.to_string());
     }
     Ok(UnderLoad { rows: bench.rows, rate, contenders: all, not_run })
 }
@@ -73,14 +69,11 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     let first = now();
     std::thread::sleep(QUIET);
     let from = now();
-    let took = seconds(|| {
-        contender.start(&db)?;
-        contender.backfill(&db)
-    })?;
+    contender.start(&db)?;
+    contender.backfill(&db)?;
     let to = now();
     std::thread::sleep(Duration::from_millis(500));
     let trace = clients.stop()?;
-    shared.seconds.add(took);
     shared.before.push(trace.summary(first, from));
     shared.during.push(trace.summary(from, to));
     Ok(())
@@ -88,13 +81,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
 
 impl Shared {
     fn new(name: &str) -> Shared {
-        Shared {
-            name: name.to_owned(),
-            seconds: Series::default(),
-            before: Vec::new(),
-            during: Vec::new(),
-            failed: None,
-        }
+        Shared { name: name.to_owned(), before: Vec::new(), during: Vec::new(), failed: None }
     }
 
     fn series(&self, figure: impl Fn(&Summary, &Summary) -> f64) -> Series {
@@ -132,11 +119,12 @@ impl Part for UnderLoad {
                 table.failed(&shared.name, reason);
                 continue;
             }
+            let took = shared.series(|_, during| during.seconds);
             table.row(vec![
                 shared.name.clone(),
-                shared.seconds.spread(1),
-                shared.seconds.count().to_string(),
-                shared.seconds.median().map(|took| thousands(self.rows as f64 / took)).unwrap_or_default(),
+                took.spread(1),
+                took.count().to_string(),
+                took.median().map(|took| thousands(self.rows as f64 / took)).unwrap_or_default(),
                 shared.series(|before, during| during.per_second / before.per_second).spread(2),
                 shared.series(|_, during| during.p50).spread(2),
                 shared.series(|_, during| during.p99).spread(1),

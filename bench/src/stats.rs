@@ -49,6 +49,11 @@ impl Series {
     }
 }
 
+/// So many rounds of so many contenders, as round and contender: in each round another one comes first.
+pub fn turns(rounds: usize, contenders: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rounds).flat_map(move |round| (0..contenders).map(move |turn| (round, (round + turn) % contenders)))
+}
+
 /// How many seconds something took.
 pub fn seconds(act: impl FnOnce() -> Result<()>) -> Result<f64> {
     let started = Instant::now();
@@ -83,6 +88,13 @@ mod tests {
         assert_eq!(series.median(), Some(2.0));
         series.add(10.0);
         assert_eq!(series.spread(1), "3.0 (1.0 to 10.0)");
+    }
+
+    #[test]
+    fn everybody_comes_once_a_round_and_first_in_turn() {
+        let all: Vec<_> = turns(2, 3).collect();
+        assert_eq!(all, [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 0)]);
+        assert_eq!(turns(2, 0).count(), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::Bench;
 use crate::contender::{Contender, Version};
 use crate::report::{NotRun, Part};
-use crate::stats::{Series, seconds, thousands};
+use crate::stats::{Series, seconds, thousands, turns};
 use crate::subject::{STREET, Subject, run};
 use crate::table::Table;
 
@@ -52,17 +52,14 @@ pub fn measure(bench: &Bench) -> Result<Writes> {
         subjects.push(db.ok());
     }
     // The first round warms up and is not counted.
-    for round in 0..=bench.rounds {
-        for turn in 0..contenders.len() {
-            let which = (round + turn) % contenders.len();
-            let (costs, Some(db)) = (&mut all[which], &subjects[which]) else { continue };
-            match one_round(contenders[which], db, rows) {
-                Ok(took) if round > 0 => costs.add(took.map(|seconds| seconds / rows as f64 * 1e6)),
-                Ok(_) => {}
-                Err(e) => {
-                    costs.failed = Some(e.to_string());
-                    subjects[which] = None;
-                }
+    for (round, which) in turns(bench.rounds + 1, contenders.len()) {
+        let (costs, Some(db)) = (&mut all[which], &subjects[which]) else { continue };
+        match one_round(contenders[which], db, rows) {
+            Ok(took) if round > 0 => costs.add(took.map(|seconds| seconds / rows as f64 * 1e6)),
+            Ok(_) => {}
+            Err(e) => {
+                costs.failed = Some(e.to_string());
+                subjects[which] = None;
             }
         }
     }
