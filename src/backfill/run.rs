@@ -688,10 +688,10 @@ impl<'s> Run<'s> {
     /// is still there.
     fn tidy(&mut self) -> Result<bool, Error> {
         if self.session.is_worker() {
-            // They vacuum.
+            // They vacuum, which is soon over or takes long.
+            self.naps = 0;
             while self.session.transaction(|| catalog::live_workers(self.change.id))? > 1 {
-                self.wait("workers that are not done")?;
-                lock::sleep(Duration::from_millis(10));
+                self.nap("workers that are not done")?;
                 if self.follow()? {
                     return Ok(false);
                 }
