@@ -17,6 +17,8 @@ use crate::table::Table;
 
 /// How long the clients work alone first.
 const QUIET: Duration = Duration::from_secs(15);
+/// And with a change that has begun, before its rows are split: what that beginning costs is in `lifecycle`.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Whoever takes longer than this many seconds has one round.
 const LONG: f64 = 30.0;
 
@@ -34,7 +36,7 @@ pub struct Shared {
     pub name: String,
     /// One per round.
     pub before: Vec<Summary>,
-    /// From the beginning of the change until every row is split.
+    /// While the rows are split.
     pub during: Vec<Summary>,
     pub failed: Option<String>,
 }
@@ -68,13 +70,19 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     let now = || epoch.elapsed().as_secs_f64();
     let first = now();
     std::thread::sleep(QUIET);
-    let from = now();
+    let quiet = now();
     contender.start(&db)?;
+    let from = if contender.start_backfills() {
+        quiet
+    } else {
+        std::thread::sleep(SETTLED);
+        now()
+    };
     contender.backfill(&db)?;
     let to = now();
     std::thread::sleep(Duration::from_millis(500));
     let trace = clients.stop()?;
-    shared.before.push(trace.summary(first, from));
+    shared.before.push(trace.summary(first, quiet));
     shared.during.push(trace.summary(from, to));
     Ok(())
 }

@@ -332,15 +332,16 @@ impl<'s> Run<'s> {
 
     /// What to wait for before the next batch, and how long until the next look.
     fn brake(&mut self) -> Result<Option<(String, Duration)>, Error> {
-        if !self.rate_pause().is_zero() {
+        let mut pause = self.rate_pause();
+        // Each batch reads the change. Before a long wait there may have come news.
+        if pause > LOOK_INTERVAL {
             if self.follow()? || self.is_surplus() {
                 return Ok(None);
             }
-            // There may be no limit any longer, or the time may be up by now.
-            let pause = self.rate_pause();
-            if !pause.is_zero() {
-                return Ok(Some((RATE_LIMIT.into(), pause)));
-            }
+            pause = self.rate_pause();
+        }
+        if !pause.is_zero() {
+            return Ok(Some((RATE_LIMIT.into(), pause)));
         }
         if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
             return Ok(None);
