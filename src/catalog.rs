@@ -494,36 +494,48 @@ pub fn forget_work(id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a lane that has blocks left and that nobody else works on, until the end of the transaction: `mine`, as relation
-/// and number, or else one that nobody has begun, that this worker has, or that was left behind.
-pub fn take_lane(id: i64, slot: Option<&Slot>, mine: Option<(pg_sys::Oid, i32)>) -> Result<Option<Lane>, Error> {
-    let slot = slot.map(|slot| slot.number as i32);
-    if let Some((relation, number)) = mine {
-        let sql = format!(
-            "{LANE} where l.change_id = $1 and l.relation = $2 and l.lane = $3 and l.next_block < l.end_block
-             for update skip locked"
-        );
-        if let Some(lane) = write(&sql, &[id.into(), relation.into(), number.into()], lane)?.into_iter().next() {
-            return Ok(Some(lane));
-        }
-    }
-    let free = format!(
+/// Takes a lane that has blocks left and that nobody has begun, until the end of the transaction.
+pub fn take_free_lane(id: i64) -> Result<Option<Lane>, Error> {
+    let sql = format!(
         "{LANE} where l.change_id = $1 and l.next_block < l.end_block and l.taken_by is null
          order by l.relation, l.lane limit 1 for update skip locked"
     );
-    if let Some(lane) = write(&free, &[id.into()], lane)?.into_iter().next() {
-        return Ok(Some(lane));
-    }
-    let left = format!(
+    Ok(write(&sql, &[id.into()], lane)?.into_iter().next())
+}
+
+/// Takes a lane that is being worked on, if it has blocks left and nobody else has taken it over.
+pub fn take_own_lane(
+    id: i64,
+    slot: Option<&Slot>,
+    (relation, number): (pg_sys::Oid, i32),
+) -> Result<Option<Lane>, Error> {
+    let slot = slot.map(|slot| slot.number as i32);
+    let sql = format!(
+        "{LANE} where l.change_id = $1 and l.relation = $2 and l.lane = $3 and l.next_block < l.end_block
+             and l.taken_by is not distinct from $4
+         for update skip locked"
+    );
+    Ok(write(&sql, &[id.into(), relation.into(), number.into(), slot.into()], lane)?.into_iter().next())
+}
+
+/// Takes over a lane that was left behind, or one of somebody who has several. None but the one who has it is asked, so
+/// this is for whoever has no other.
+pub fn take_over_lane(id: i64, slot: Option<&Slot>) -> Result<Option<Lane>, Error> {
+    let slot = slot.map(|slot| slot.number as i32);
+    let sql = format!(
         "{LANE} where l.change_id = $1 and l.next_block < l.end_block and (l.taken_by is not distinct from $2
              or not exists (
                  select from pg_locks as k
                  where k.locktype = 'userlock' and k.classid = $3
                      and k.objid = ((l.change_id * 64 + l.taken_by) % 4294967296)::oid
-                     and k.database = (select d.oid from pg_database as d where d.datname = current_database())))
-         order by l.relation, l.lane limit 1 for update skip locked"
+                     and k.database = (select d.oid from pg_database as d where d.datname = current_database()))
+             or exists (
+                 select from zdd.lane as o
+                 where o.change_id = l.change_id and o.taken_by = l.taken_by and o.next_block < o.end_block
+                     and (o.relation, o.lane) <> (l.relation, l.lane)))
+         order by l.end_block - l.next_block desc limit 1 for update of l skip locked"
     );
-    Ok(write(&left, &[id.into(), slot.into(), pg_sys::Oid::from(WORKERS).into()], lane)?.into_iter().next())
+    Ok(write(&sql, &[id.into(), slot.into(), pg_sys::Oid::from(WORKERS).into()], lane)?.into_iter().next())
 }
 
 /// What a batch did.

@@ -483,9 +483,7 @@ impl<'s> Run<'s> {
         if self.is_surplus() {
             return self.move_up();
         }
-        let next = self.windows.front().filter(|_| self.windows.len() == LANES_IN_TURN);
-        let next = next.map(|(relation, number, _)| (*relation, *number));
-        if let Some(lane) = catalog::take_lane(self.change.id, self.slot.as_ref(), next)? {
+        if let Some(lane) = self.take_lane()? {
             return self.lane_batch(&lane);
         }
         let remaining = catalog::remaining(self.change.id)?;
@@ -498,6 +496,24 @@ impl<'s> Run<'s> {
             None if remaining.skipped > 0 => Ok(Step::Busy),
             None => Ok(Step::Done),
         }
+    }
+
+    /// The next lane to work on: so many in turn, and others' when there are no more.
+    fn take_lane(&mut self) -> Result<Option<catalog::Lane>, Error> {
+        let id = self.change.id;
+        if self.windows.len() < LANES_IN_TURN
+            && let Some(lane) = catalog::take_free_lane(id)?
+        {
+            return Ok(Some(lane));
+        }
+        while let Some((relation, number, _)) = self.windows.front() {
+            if let Some(lane) = catalog::take_own_lane(id, self.slot.as_ref(), (*relation, *number))? {
+                return Ok(Some(lane));
+            }
+            // Somebody else has taken it over.
+            self.windows.pop_front();
+        }
+        catalog::take_over_lane(id, self.slot.as_ref())
     }
 
     fn lane_batch(&mut self, lane: &catalog::Lane) -> Result<Step, Error> {
@@ -535,10 +551,6 @@ impl<'s> Run<'s> {
         catalog::advance_lane(lane, self.slot.as_ref(), batch)?;
         if visit.done < lane.end_block {
             self.windows.push_back((lane.relation, lane.number, Window::after(&visit)));
-            // One that somebody else has taken over would never be done.
-            if self.windows.len() > LANES_IN_TURN {
-                self.windows.pop_front();
-            }
         }
         Ok(Step::Batch { rows: work.written, blocked, work: work.time })
     }

@@ -168,6 +168,15 @@ impl Cluster {
         kill(pid, Signal::TERM)
     }
 
+    /// Stops one backend where it is, until it is thawed. None but this cluster's tests should wait for it.
+    pub fn freeze_backend(&self, pid: i32) -> Result<()> {
+        kill(pid, Signal::STOP)
+    }
+
+    pub fn thaw_backend(&self, pid: i32) -> Result<()> {
+        kill(pid, Signal::CONT)
+    }
+
     /// How to connect, for callers that want more than `connect`.
     pub fn config(&self, dbname: &str, user: &str, application_name: &str) -> Config {
         let mut config = Config::new();

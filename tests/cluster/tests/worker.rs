@@ -126,6 +126,41 @@ fn several_workers_share_the_lanes_of_one_table() {
 }
 
 #[test]
+fn whoever_has_nothing_left_takes_lanes_over_from_one_that_has_several() {
+    const ROWS: i64 = 100_000;
+    const LEFT: &str = "SELECT count(*), count(DISTINCT taken_by) FROM zdd.lane WHERE next_block < end_block";
+    let cluster = Cluster::start(&[]).expect("a cluster");
+    let mut db = Session::on(&cluster);
+    spread(&mut db, ROWS);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 2000)");
+    db.run(START);
+    wait_for(&mut db, "SELECT count(*) FROM zdd.lane WHERE taken_by = 0", "4");
+    // The first worker goes no further, and is not in a transaction that has a lane locked.
+    let first = worker(&mut db);
+    wait_until("a moment between two batches", PATIENCE, || {
+        cluster.freeze_backend(first)?;
+        let idle = format!("SELECT xact_start IS NULL FROM pg_stat_activity WHERE pid = {first}");
+        if db.text(&idle) == "t" {
+            return Ok(true);
+        }
+        cluster.thaw_backend(first)?;
+        Ok(false)
+    })
+    .expect("frozen");
+    let frozen_at = db.text("SELECT lane, next_block FROM zdd.lane WHERE taken_by = 0");
+    let_go(&mut db);
+    db.run("SELECT zdd.start_backfill('address.street', workers => 2)");
+    // It is left the one that it may be at.
+    wait_for(&mut db, LEFT, "1|1");
+    let left = db.text("SELECT lane, next_block FROM zdd.lane WHERE next_block < end_block AND taken_by = 0");
+    assert!(frozen_at.lines().any(|lane| lane == left), "{left} is none of {frozen_at}");
+    cluster.thaw_backend(first).expect("thawed");
+    db.run(EXPANDED);
+    check_expanded(&mut db, ROWS, ROWS);
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+#[test]
 fn with_fewer_workers_wanted_the_others_leave() {
     const ROWS: i64 = 100_000;
     let mut db = Session::new();
