@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_secs(15);
 /// And with a change that has begun, before its rows are split: what that beginning costs is in `lifecycle`.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Whoever takes longer than this many seconds has one round.
-const LONG: f64 = 30.0;
+const LONG: f64 = 120.0;
 
 #[derive(Serialize, Deserialize)]
 pub struct UnderLoad {
