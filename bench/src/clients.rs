@@ -1,6 +1,7 @@
 //! Applications at work: clients that issue single-row statements all the time, at a constant rate or as fast as the
 //! server answers, and what became of each statement.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -47,6 +48,8 @@ pub struct Summary {
     pub p50: f64,
     pub p99: f64,
     pub p999: f64,
+    /// The p99 of a second, which is the median of all seconds: a few stalls of the disk change nothing about it.
+    pub p99_of_second: f64,
     /// The fewest statements that were answered in any second which touches the stretch.
     pub worst_second: f64,
     /// The longest that a single statement took from when it was sent, in milliseconds.
@@ -62,21 +65,18 @@ impl Trace {
 
     pub fn summary(&self, from: f64, to: f64) -> Summary {
         let within: Vec<&Sample> = self.0.iter().filter(|s| s.due < to && s.done > from).collect();
-        let mut waits: Vec<f64> = within.iter().map(|s| (s.done - s.due) * 1000.0).collect();
+        let mut waits: Vec<f64> = within.iter().map(|s| s.wait()).collect();
         waits.sort_by(f64::total_cmp);
-        let quantile = |q: f64| {
-            let rank = (q * waits.len() as f64).ceil() as usize;
-            waits.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-        };
         let answered = self.0.iter().filter(|s| from <= s.done && s.done < to).count();
         let errors: Vec<&String> = within.iter().filter_map(|s| s.error.as_ref()).collect();
         Summary {
             seconds: to - from,
             statements: within.len(),
             per_second: answered as f64 / (to - from).max(1e-9),
-            p50: quantile(0.5),
-            p99: quantile(0.99),
-            p999: quantile(0.999),
+            p50: quantile(&waits, 0.5),
+            p99: quantile(&waits, 0.99),
+            p999: quantile(&waits, 0.999),
+            p99_of_second: p99_of_second(&within, from),
             worst_second: self.worst_second(from, to),
             longest: within.iter().map(|s| (s.done - s.sent) * 1000.0).fold(0.0, f64::max),
             failed: errors.len(),
@@ -103,11 +103,39 @@ impl Trace {
         let mut worst = vec![0.0; (to / stretch).ceil() as usize];
         for sample in &self.0 {
             if let Some(worst) = worst.get_mut((sample.due / stretch) as usize) {
-                *worst = f64::max(*worst, (sample.done - sample.due) * 1000.0);
+                *worst = f64::max(*worst, sample.wait());
             }
         }
         worst
     }
+}
+
+impl Sample {
+    /// Milliseconds from when it was due.
+    fn wait(&self) -> f64 {
+        (self.done - self.due) * 1000.0
+    }
+}
+
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let rank = (q * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+fn p99_of_second(samples: &[&Sample], from: f64) -> f64 {
+    let mut seconds: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for sample in samples {
+        seconds.entry((sample.due - from).max(0.0) as u64).or_default().push(sample.wait());
+    }
+    let mut all: Vec<f64> = seconds
+        .into_values()
+        .map(|mut waits| {
+            waits.sort_by(f64::total_cmp);
+            quantile(&waits, 0.99)
+        })
+        .collect();
+    all.sort_by(f64::total_cmp);
+    quantile(&all, 0.5)
 }
 
 /// A running group of clients, all of one version.

@@ -16,7 +16,7 @@ use crate::table::Table;
 
 pub const CLIENTS: usize = 8;
 /// Each takes a while.
-const MOST_ROUNDS: usize = 2;
+pub const MOST_ROUNDS: usize = 2;
 /// How long the clients work when nothing else goes on.
 const QUIET: Duration = Duration::from_millis(1500);
 /// One point of the chart, in seconds.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::Bench;
 use crate::clients::{Clients, Load, Summary};
 use crate::contender::{self, Contender, Version};
-use crate::lifecycle::{CLIENTS, saturation};
+use crate::lifecycle::{CLIENTS, MOST_ROUNDS, saturation};
 use crate::report::{NotRun, Part};
 use crate::stats::{Series, thousands, turns};
 use crate::subject::Subject;
@@ -19,8 +19,10 @@ use crate::table::Table;
 const QUIET: Duration = Duration::from_secs(15);
 /// And with a change that has begun, before its rows are split: what that beginning costs is in `lifecycle`.
 const SETTLED: Duration = Duration::from_secs(2);
+/// How long those clients are watched that nobody disturbs, to tell what the machine itself does.
+const ALONE: Duration = Duration::from_secs(30);
 /// Whoever takes longer than this many seconds has one round.
-const LONG: f64 = 120.0;
+const LONG: f64 = 40.0;
 
 #[derive(Serialize, Deserialize)]
 pub struct UnderLoad {
@@ -34,6 +36,7 @@ pub struct UnderLoad {
 #[derive(Serialize, Deserialize)]
 pub struct Shared {
     pub name: String,
+    pub splits: bool,
     /// One per round.
     pub before: Vec<Summary>,
     /// While the rows are split.
@@ -48,8 +51,11 @@ pub fn measure(bench: &Bench) -> Result<UnderLoad> {
         contenders.extend(limited.iter().map(|contender| &**contender));
     }
     let rate = saturation(bench, bench.rows)? / 2.0;
+    let nobody = contender::floor();
+    contenders.insert(0, &*nobody);
     let mut all: Vec<Shared> = contenders.iter().map(|contender| Shared::new(contender.name())).collect();
-    for (round, which) in turns(bench.rounds, contenders.len()) {
+    all[0] = Shared { splits: false, ..Shared::new("nobody: the clients alone") };
+    for (round, which) in turns(bench.rounds.min(MOST_ROUNDS), contenders.len()) {
         let shared = &mut all[which];
         if shared.failed.is_some() || shared.during.iter().any(|during| during.seconds > LONG) {
             continue;
@@ -71,14 +77,17 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     let first = now();
     std::thread::sleep(QUIET);
     let quiet = now();
-    contender.start(&db)?;
-    let from = if contender.start_backfills() {
-        quiet
+    let mut from = quiet;
+    if shared.splits {
+        contender.start(&db)?;
+        if !contender.start_backfills() {
+            std::thread::sleep(SETTLED);
+            from = now();
+        }
+        contender.backfill(&db)?;
     } else {
-        std::thread::sleep(SETTLED);
-        now()
-    };
-    contender.backfill(&db)?;
+        std::thread::sleep(ALONE);
+    }
     let to = now();
     std::thread::sleep(Duration::from_millis(500));
     let trace = clients.stop()?;
@@ -89,7 +98,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
 
 impl Shared {
     fn new(name: &str) -> Shared {
-        Shared { name: name.to_owned(), before: Vec::new(), during: Vec::new(), failed: None }
+        Shared { name: name.to_owned(), splits: true, before: Vec::new(), during: Vec::new(), failed: None }
     }
 
     fn series(&self, figure: impl Fn(&Summary, &Summary) -> f64) -> Series {
@@ -112,6 +121,8 @@ impl Part for UnderLoad {
             "p50 ms",
             "p99 ms",
             "p99, × before",
+            "p99 of a second",
+            "× before",
             "p99.9 ms",
             "longest ms",
             "failed",
@@ -132,11 +143,16 @@ impl Part for UnderLoad {
                 shared.name.clone(),
                 took.spread(1),
                 took.count().to_string(),
-                took.median().map(|took| thousands(self.rows as f64 / took)).unwrap_or_default(),
+                took.median()
+                    .filter(|_| shared.splits)
+                    .map(|took| thousands(self.rows as f64 / took))
+                    .unwrap_or_default(),
                 shared.series(|before, during| during.per_second / before.per_second).spread(2),
                 shared.series(|_, during| during.p50).spread(2),
                 shared.series(|_, during| during.p99).spread(1),
                 shared.series(|before, during| during.p99 / before.p99).spread(1),
+                shared.series(|_, during| during.p99_of_second).spread(1),
+                shared.series(|before, during| during.p99_of_second / before.p99_of_second).spread(1),
                 shared.series(|_, during| during.p999).spread(1),
                 shared.series(|_, during| during.longest).spread(0),
                 shared.series(|_, during| during.failed as f64).spread(0),

@@ -84,7 +84,7 @@ pub fn publish() -> Result<()> {
         "# Figures\n\nWritten by `make bench`; [comparison.md](comparison.md) says what they mean. Read the ratios, not the \
          seconds.\n\n## How each was driven\n\n",
     );
-    for contender in contender::all() {
+    for contender in contender::all().iter().chain(&contender::limited()) {
         page.push_str(&format!("- **{}**: {}\n", contender.name(), contender.how()));
     }
     let backfill = kept::<Backfill>();

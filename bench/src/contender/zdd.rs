@@ -42,9 +42,12 @@ impl Contender for Zdd {
             None => "`CALL zdd.backfill`".into(),
             Some(n) => format!("`zdd.start_backfill(…, workers => {n})`"),
         };
+        let limit =
+            self.max_rows_per_second.map(|rows| format!("`zdd.alter_change(…, max_rows_per_second => {rows})`, "));
         format!(
-            "`zdd.split_column` with the regex of the README, {backfill} with its verification, `zdd.fence`, `CALL \
-             zdd.contract(…, force => true)`. All settings at their defaults."
+            "`zdd.split_column` with the regex of the README, {}{backfill} with its verification, `zdd.fence`, `CALL \
+             zdd.contract(…, force => true)`. All settings at their defaults.",
+            limit.unwrap_or_default()
         )
     }
 
