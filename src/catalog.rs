@@ -494,36 +494,28 @@ pub fn forget_work(id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a lane that has blocks left and that nobody has begun, until the end of the transaction.
+/// Takes a lane that nobody has begun, until the end of the transaction.
 pub fn take_free_lane(id: i64) -> Result<Option<Lane>, Error> {
-    let sql = format!(
-        "{LANE} where l.change_id = $1 and l.next_block < l.end_block and l.taken_by is null
-         order by l.relation, l.lane limit 1 for update skip locked"
-    );
-    Ok(write(&sql, &[id.into()], lane)?.into_iter().next())
+    take_lane("l.taken_by is null order by l.relation, l.lane", &[id.into()])
 }
 
-/// Takes a lane that is being worked on, if it has blocks left and nobody else has taken it over.
+/// Takes a lane that is being worked on, unless somebody else has taken it over.
 pub fn take_own_lane(
     id: i64,
     slot: Option<&Slot>,
     (relation, number): (pg_sys::Oid, i32),
 ) -> Result<Option<Lane>, Error> {
-    let slot = slot.map(|slot| slot.number as i32);
-    let sql = format!(
-        "{LANE} where l.change_id = $1 and l.relation = $2 and l.lane = $3 and l.next_block < l.end_block
-             and l.taken_by is not distinct from $4
-         for update skip locked"
-    );
-    Ok(write(&sql, &[id.into(), relation.into(), number.into(), slot.into()], lane)?.into_iter().next())
+    take_lane(
+        "l.taken_by is not distinct from $2 and l.relation = $3 and l.lane = $4",
+        &[id.into(), slot_number(slot).into(), relation.into(), number.into()],
+    )
 }
 
-/// Takes over a lane that was left behind, or one of somebody who has several. None but the one who has it is asked, so
-/// this is for whoever has no other.
+/// Takes over a lane that was left behind, or one of somebody who has several. Only for whoever has none: it does not
+/// compare how many each has.
 pub fn take_over_lane(id: i64, slot: Option<&Slot>) -> Result<Option<Lane>, Error> {
-    let slot = slot.map(|slot| slot.number as i32);
-    let sql = format!(
-        "{LANE} where l.change_id = $1 and l.next_block < l.end_block and (l.taken_by is not distinct from $2
+    take_lane(
+        "(l.taken_by is not distinct from $2
              or not exists (
                  select from pg_locks as k
                  where k.locktype = 'userlock' and k.classid = $3
@@ -533,9 +525,21 @@ pub fn take_over_lane(id: i64, slot: Option<&Slot>) -> Result<Option<Lane>, Erro
                  select from zdd.lane as o
                  where o.change_id = l.change_id and o.taken_by = l.taken_by and o.next_block < o.end_block
                      and (o.relation, o.lane) <> (l.relation, l.lane)))
-         order by l.end_block - l.next_block desc limit 1 for update of l skip locked"
+         order by l.end_block - l.next_block desc",
+        &[id.into(), slot_number(slot).into(), pg_sys::Oid::from(WORKERS).into()],
+    )
+}
+
+/// Takes a lane of change `$1` that has blocks left and that nobody has locked.
+fn take_lane(which: &str, args: &[DatumWithOid]) -> Result<Option<Lane>, Error> {
+    let sql = format!(
+        "{LANE} where l.change_id = $1 and l.next_block < l.end_block and {which} limit 1 for update of l skip locked"
     );
-    Ok(write(&sql, &[id.into(), slot.into(), pg_sys::Oid::from(WORKERS).into()], lane)?.into_iter().next())
+    Ok(write(&sql, args, lane)?.into_iter().next())
+}
+
+fn slot_number(slot: Option<&Slot>) -> Option<i32> {
+    slot.map(|slot| slot.number as i32)
 }
 
 /// What a batch did.
@@ -563,7 +567,7 @@ pub fn advance_lane(lane: &Lane, slot: Option<&Slot>, batch: Batch) -> Result<()
             (batch.blocks as i32).into(),
             (batch.work.as_secs_f32() * 1000.0).into(),
             (batch.wal_bytes as i64).into(),
-            slot.map(|slot| slot.number as i32).into(),
+            slot_number(slot).into(),
         ],
     )
 }

@@ -14,6 +14,7 @@ use pg_zdd_cluster::{Result, describe};
 use serde::{Deserialize, Serialize};
 
 use crate::contender::{Contender, Version};
+use crate::stats::Series;
 use crate::subject::Subject;
 
 /// How much the clients of one group ask for.
@@ -127,15 +128,12 @@ fn p99_of_second(samples: &[&Sample], from: f64) -> f64 {
     for sample in samples {
         seconds.entry((sample.due - from).max(0.0) as u64).or_default().push(sample.wait());
     }
-    let mut all: Vec<f64> = seconds
-        .into_values()
-        .map(|mut waits| {
-            waits.sort_by(f64::total_cmp);
-            quantile(&waits, 0.99)
-        })
-        .collect();
-    all.sort_by(f64::total_cmp);
-    quantile(&all, 0.5)
+    let mut all = Series::default();
+    for mut waits in seconds.into_values() {
+        waits.sort_by(f64::total_cmp);
+        all.add(quantile(&waits, 0.99));
+    }
+    all.median().unwrap_or_default()
 }
 
 /// A running group of clients, all of one version.
