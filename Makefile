@@ -4,7 +4,8 @@
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
 #   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
-#                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders
+#                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders,
+#                   RATE for so many statements per second in load, TMPDIR=/dev/shm for a server without a disk
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Bench;
 use crate::clients::{Clients, Load, Summary};
+use crate::contender::zdd::Zdd;
 use crate::contender::{self, Contender, Version};
 use crate::lifecycle::{CLIENTS, MOST_ROUNDS, saturation};
 use crate::report::{NotRun, Part};
@@ -21,6 +22,10 @@ const QUIET: Duration = Duration::from_secs(15);
 const SETTLED: Duration = Duration::from_secs(2);
 /// How long those clients are watched that nobody disturbs, to tell what the machine itself does.
 const ALONE: Duration = Duration::from_secs(30);
+/// With a limit there is time to look at the same clients with the backfill and without, in turn. Each stretch takes so long,
+/// and begins so long after the one before, when sessions and workers have come and gone.
+const STRETCH: Duration = Duration::from_secs(5);
+const BETWEEN: Duration = Duration::from_secs(1);
 /// Whoever takes longer than this many seconds has one round.
 const LONG: f64 = 40.0;
 
@@ -29,7 +34,9 @@ pub struct UnderLoad {
     pub rows: i64,
     /// Statements per second that all clients ask for.
     pub rate: f64,
+    pub rate_was_given: bool,
     pub contenders: Vec<Shared>,
+    pub limited: Vec<InTurn>,
     pub not_run: Vec<NotRun>,
 }
 
@@ -44,13 +51,22 @@ pub struct Shared {
     pub failed: Option<String>,
 }
 
+/// Stretches with the backfill and without it, one after the other.
+#[derive(Serialize, Deserialize)]
+pub struct InTurn {
+    pub name: String,
+    pub without: Vec<Summary>,
+    pub with: Vec<Summary>,
+    pub failed: Option<String>,
+}
+
 pub fn measure(bench: &Bench) -> Result<UnderLoad> {
     let (mut contenders, not_run) = bench.contenders(|contender| !contender.is_floor());
-    let limited = contender::limited();
-    if contenders.iter().any(|contender| contender.is_variant()) {
-        contenders.extend(limited.iter().map(|contender| &**contender));
-    }
-    let rate = saturation(bench, bench.rows)? / 2.0;
+    let has_workers = contenders.iter().any(|contender| contender.is_variant());
+    let rate = match bench.rate {
+        Some(rate) => rate.into(),
+        None => saturation(bench, bench.rows)? / 2.0,
+    };
     let nobody = contender::floor();
     contenders.insert(0, &*nobody);
     let mut all: Vec<Shared> = contenders.iter().map(|contender| Shared::new(contender.name())).collect();
@@ -63,7 +79,12 @@ pub fn measure(bench: &Bench) -> Result<UnderLoad> {
         bench.say(&format!("round {}: {}", round + 1, shared.name));
         shared.failed = one_round(bench, contenders[which], rate, shared).err().map(|e| e.to_string());
     }
-    Ok(UnderLoad { rows: bench.rows, rate, contenders: all, not_run })
+    let mut limited = Vec::new();
+    for zdd in contender::limited().iter().filter(|_| has_workers) {
+        bench.say(&format!("in turn: {}", zdd.name()));
+        limited.push(in_turn(bench, zdd, rate).unwrap_or_else(|e| InTurn::failed(zdd.name(), e.to_string())));
+    }
+    Ok(UnderLoad { rows: bench.rows, rate, rate_was_given: bench.rate.is_some(), contenders: all, limited, not_run })
 }
 
 fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut Shared) -> Result<()> {
@@ -71,8 +92,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     contender.adopt(&db)?;
     db.run("CHECKPOINT")?;
     let epoch = Instant::now();
-    let load = Load { clients: CLIENTS, rate: Some(rate / CLIENTS as f64) };
-    let clients = Clients::start(&db, contender, Version::Old, load, epoch)?;
+    let clients = Clients::start(&db, contender, Version::Old, half_load(rate), epoch)?;
     let now = || epoch.elapsed().as_secs_f64();
     let first = now();
     std::thread::sleep(QUIET);
@@ -94,6 +114,43 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     shared.before.push(trace.summary(first, quiet));
     shared.during.push(trace.summary(from, to));
     Ok(())
+}
+
+/// Until all rows are split and verified, which happens in the last stretch.
+fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64) -> Result<InTurn> {
+    let db = Subject::with_rows(&bench.cluster, bench.rows)?;
+    zdd.adopt(&db)?;
+    zdd.start(&db)?;
+    db.run("CHECKPOINT")?;
+    let epoch = Instant::now();
+    let clients = Clients::start(&db, zdd, Version::Old, half_load(rate), epoch)?;
+    let now = || epoch.elapsed().as_secs_f64();
+    std::thread::sleep(QUIET);
+    zdd.start_backfill(&db)?;
+    let mut stretches = Vec::new();
+    while !zdd.is_done(&db)? {
+        zdd.pause(&db)?;
+        std::thread::sleep(BETWEEN);
+        let without = (now(), std::thread::sleep(STRETCH), now());
+        zdd.resume(&db)?;
+        std::thread::sleep(BETWEEN);
+        let with = (now(), std::thread::sleep(STRETCH), now());
+        stretches.push((without, with));
+    }
+    let trace = clients.stop()?;
+    let summary = |(from, (), to)| trace.summary(from, to);
+    let (without, with) = stretches.into_iter().map(|(without, with)| (summary(without), summary(with))).unzip();
+    Ok(InTurn { name: zdd.name().to_owned(), without, with, failed: None })
+}
+
+fn half_load(rate: f64) -> Load {
+    Load { clients: CLIENTS, rate: Some(rate / CLIENTS as f64) }
+}
+
+impl InTurn {
+    fn failed(name: &str, error: String) -> InTurn {
+        InTurn { name: name.to_owned(), without: Vec::new(), with: Vec::new(), failed: Some(error) }
+    }
 }
 
 impl Shared {
@@ -128,9 +185,10 @@ impl Part for UnderLoad {
             "failed",
         ];
         let title = format!(
-            "{} rows are split while {CLIENTS} clients ask for {} statements/s, half of what the server can do",
+            "{} rows are split while {CLIENTS} clients ask for {} statements/s{}",
             thousands(self.rows as f64),
-            thousands(self.rate)
+            thousands(self.rate),
+            if self.rate_was_given { "" } else { ", half of what the server can do" }
         );
         let mut table = Table::new(title, &header);
         for shared in &self.contenders {
@@ -159,6 +217,53 @@ impl Part for UnderLoad {
             ]);
         }
         self.not_run.iter().for_each(|left_out| table.not_run(&left_out.name, &left_out.reason));
-        vec![table]
+        vec![table, self.in_turn()]
+    }
+}
+
+impl UnderLoad {
+    fn in_turn(&self) -> Table {
+        let title =
+            format!("The same clients with a limited backfill and without it, {} s each in turn", STRETCH.as_secs());
+        let header = [
+            "",
+            "pairs",
+            "throughput, × without",
+            "p50 ms: without",
+            "with",
+            "p99 ms: without",
+            "with",
+            "p99, × without",
+            "longest ms: without",
+            "with",
+            "failed",
+        ];
+        let mut table = Table::new(title, &header);
+        for in_turn in &self.limited {
+            if let Some(reason) = &in_turn.failed {
+                table.failed(&in_turn.name, reason);
+                continue;
+            }
+            let series =
+                |stretches: &[Summary], figure: fn(&Summary) -> f64| stretches.iter().map(figure).collect::<Series>();
+            let (without, with) = (&in_turn.without, &in_turn.with);
+            let ratio = |figure: fn(&Summary) -> f64| {
+                without.iter().zip(with).map(|(without, with)| figure(with) / figure(without)).collect::<Series>()
+            };
+            table.row(vec![
+                in_turn.name.clone(),
+                with.len().to_string(),
+                ratio(|it| it.per_second).spread(2),
+                series(without, |it| it.p50).spread(2),
+                series(with, |it| it.p50).spread(2),
+                series(without, |it| it.p99).spread(1),
+                series(with, |it| it.p99).spread(1),
+                ratio(|it| it.p99).spread(1),
+                series(without, |it| it.longest).spread(0),
+                series(with, |it| it.longest).spread(0),
+                series(with, |it| it.failed as f64).spread(0),
+            ]);
+        }
+        table
     }
 }

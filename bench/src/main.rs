@@ -48,6 +48,8 @@ pub struct Bench {
     pub rounds: usize,
     /// With a table ten times as large.
     pub full: bool,
+    /// Statements per second that count as half load in `load`; None: half of what the server can do.
+    pub rate: Option<u32>,
     /// Each with the reason why it cannot run here, if it cannot.
     contenders: Vec<(Box<dyn Contender>, Option<String>)>,
     started: Instant,
@@ -103,6 +105,7 @@ fn measure(wanted: &[String]) -> Result<()> {
     };
     let (rows, rounds) = (number("ROWS", 1_000_000)?, number("ROUNDS", 3)?);
     let full = number("FULL", 0)? > 0;
+    let rate = u32::try_from(number("RATE", 0)?).ok().filter(|rate| *rate > 0);
     let cluster = Cluster::start(CONF)?;
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut contenders = Vec::new();
@@ -117,7 +120,7 @@ fn measure(wanted: &[String]) -> Result<()> {
         contenders.push((contender, missing));
     }
     let rounds = usize::try_from(rounds)?.max(1);
-    let bench = Bench { cluster, rows, rounds, full, contenders, started: Instant::now() };
+    let bench = Bench { cluster, rows, rounds, full, rate, contenders, started: Instant::now() };
     bench.part(wanted, writes::measure)?;
     bench.part(wanted, backfill::measure)?;
     bench.part(wanted, load::measure)?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backfill::Backfill;
 use crate::cases::Cases;
 use crate::chart;
-use crate::contender;
+use crate::contender::{self, Contender};
 use crate::lifecycle::Lifecycle;
 use crate::load::UnderLoad;
 use crate::locks::Locks;
@@ -37,8 +37,9 @@ pub struct Machine {
     pub cores: usize,
     pub rows: i64,
     pub rounds: usize,
-    /// What the caller tells glibc's malloc, which the server inherits: it decides what a regular expression costs.
-    pub malloc: Vec<String>,
+    /// What else the caller asked for. What is told to glibc's malloc the server inherits: it decides what a regular
+    /// expression costs.
+    pub environment: Vec<String>,
 }
 
 impl Machine {
@@ -46,10 +47,13 @@ impl Machine {
         let mut client = cluster.connect("postgres", "postgres", "bench")?;
         let now = client.query_one("SELECT current_date::text, current_setting('server_version')", &[])?;
         let cores = std::thread::available_parallelism()?.get();
-        let malloc = std::env::vars().filter(|(name, _)| name.starts_with("MALLOC_"));
-        let mut malloc: Vec<String> = malloc.map(|(name, value)| format!("{name}={value}")).collect();
-        malloc.sort();
-        Ok(Machine { date: now.get(0), server: now.get(1), cores, rows, rounds, malloc })
+        let matters = |name: &str| ["FULL", "ONLY", "RATE", "TMPDIR"].contains(&name) || name.starts_with("MALLOC_");
+        let environment = std::env::vars().filter(|(name, value)| matters(name) && !value.is_empty());
+        let quoted = |value: String| if value.contains(' ') { format!("\"{value}\"") } else { value };
+        let mut environment: Vec<String> =
+            environment.map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+        environment.sort();
+        Ok(Machine { date: now.get(0), server: now.get(1), cores, rows, rounds, environment })
     }
 }
 
@@ -84,7 +88,8 @@ pub fn publish() -> Result<()> {
         "# Figures\n\nWritten by `make bench`; [comparison.md](comparison.md) says what they mean. Read the ratios, not the \
          seconds.\n\n## How each was driven\n\n",
     );
-    for contender in contender::all().iter().chain(&contender::limited()) {
+    let (all, limited) = (contender::all(), contender::limited());
+    for contender in all.iter().map(|it| &**it).chain(limited.iter().map(|it| it as &dyn Contender)) {
         page.push_str(&format!("- **{}**: {}\n", contender.name(), contender.how()));
     }
     let backfill = kept::<Backfill>();
@@ -122,7 +127,7 @@ fn section<P: Part>(page: &mut String, title: &str, charts: &[&str], file: Optio
         machine.date,
         machine.server,
         machine.cores,
-        machine.malloc.iter().map(|setting| format!("{setting} ")).collect::<String>(),
+        machine.environment.iter().map(|setting| format!("{setting} ")).collect::<String>(),
         machine.rows,
         machine.rounds,
         P::NAME

@@ -8,7 +8,7 @@ mod floor;
 mod pgroll;
 mod reshape;
 mod tool;
-mod zdd;
+pub mod zdd;
 
 use pg_zdd_cluster::{Cluster, Result};
 
@@ -86,8 +86,8 @@ pub fn all() -> Vec<Box<dyn Contender>> {
 }
 
 /// Those with a limit on the rows per second, which only makes sense beside applications.
-pub fn limited() -> Vec<Box<dyn Contender>> {
-    vec![Box::new(zdd::Zdd::limited_to(30_000)), Box::new(zdd::Zdd::limited_to(10_000))]
+pub fn limited() -> [zdd::Zdd; 2] {
+    [zdd::Zdd::limited_to(30_000), zdd::Zdd::limited_to(10_000)]
 }
 
 pub fn floor() -> Box<dyn Contender> {

@@ -30,6 +30,34 @@ impl Zdd {
         let name = format!("pg_zdd, 1 worker, at most {} rows/s", thousands(rows.into()));
         Zdd { name, workers: Some(1), max_rows_per_second: Some(rows) }
     }
+
+    /// Begins to split the rows, and does not wait for the end.
+    pub fn start_backfill(&self, db: &Subject) -> Result<()> {
+        let workers = self.workers.unwrap_or(1);
+        db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {workers})"))
+    }
+
+    pub fn is_done(&self, db: &Subject) -> Result<bool> {
+        Ok(db.value::<String>(PHASE)? != "expanding")
+    }
+
+    /// Returns when nobody splits rows any more.
+    pub fn pause(&self, db: &Subject) -> Result<()> {
+        db.run("SELECT zdd.pause('address.street')")?;
+        wait_until("the workers are gone", Duration::from_secs(60), || workers(db).map(|workers| workers == 0))
+    }
+
+    /// Returns when rows are split again.
+    pub fn resume(&self, db: &Subject) -> Result<()> {
+        db.run("SELECT zdd.resume('address.street')")?;
+        wait_until("a worker is there", Duration::from_secs(60), || workers(db).map(|workers| workers > 0))
+    }
+}
+
+const PHASE: &str = "SELECT phase::text FROM zdd.changes WHERE change = 'address.street'";
+
+fn workers(db: &Subject) -> Result<i64> {
+    db.value("SELECT count(*) FROM zdd.workers")
 }
 
 impl Contender for Zdd {
@@ -80,14 +108,13 @@ impl Contender for Zdd {
     }
 
     fn backfill(&self, db: &Subject) -> Result<()> {
-        let phase = "SELECT phase::text FROM zdd.changes WHERE change = 'address.street'";
         match self.workers {
             None => db.run("CALL zdd.backfill('address.street')")?,
-            Some(n) => {
-                db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {n})"))?;
+            Some(_) => {
+                self.start_backfill(db)?;
                 let mut watcher = db.connect("watcher")?;
                 let waited = wait_until("every row is split", Duration::from_secs(600), || {
-                    Ok(watcher.query_one(phase, &[])?.get::<_, String>(0) != "expanding")
+                    Ok(watcher.query_one(PHASE, &[])?.get::<_, String>(0) != "expanding")
                 });
                 if let Err(e) = waited {
                     let errors = "SELECT string_agg(detail::text, '; ') FROM zdd.events WHERE event = 'error'";
@@ -96,7 +123,7 @@ impl Contender for Zdd {
                 }
             }
         }
-        match db.value::<String>(phase)?.as_str() {
+        match db.value::<String>(PHASE)?.as_str() {
             "expanded" => Ok(()),
             phase => Err(format!("after the backfill the change is {phase}").into()),
         }
