@@ -750,10 +750,11 @@ fn live_slots(id: i64, slots: u32) -> Result<u32, Error> {
     Ok(count.first().map_or(0, |count| *count as u32))
 }
 
-/// How many sessions wait for a lock that this transaction holds.
+/// How many sessions wait for a lock that this transaction holds. Asked after every batch, so without the joins of
+/// pg_stat_activity.
 pub fn blocked() -> Result<u64, Error> {
     let count = read(
-        "select count(*) from pg_stat_activity as a
+        "select count(*) from pg_stat_get_activity(null) as a
          where a.wait_event_type = 'Lock' and pg_backend_pid() = any (pg_blocking_pids(a.pid))",
         &[],
         |row| get::<i64>(row, 1),

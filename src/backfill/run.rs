@@ -732,9 +732,11 @@ const RATE_LIMIT: &str = "max_rows_per_second";
 const LANES_IN_TURN: usize = 4;
 const NOTHING: Step = Step::Batch { rows: 0, blocked: 0, work: Duration::ZERO };
 
-/// What a batch may take. Where there is a limit there is time for short ones, which are in nobody's way.
+/// What a batch may take. Where there is a limit there is time for short ones, which are in nobody's way. Still shorter
+/// ones would take more of the processor for their beginning and end than for their rows.
 fn batch_target(change: &Change) -> Duration {
-    if change.max_rows_per_second == 0 { change.batch_target } else { change.batch_target.min(Courtesy::LEAST) }
+    const SHORT: Duration = Duration::from_millis(5);
+    if change.max_rows_per_second == 0 { change.batch_target } else { change.batch_target.min(SHORT) }
 }
 
 /// How often the signals are looked at.
