@@ -26,6 +26,7 @@ const ALONE: Duration = Duration::from_secs(30);
 /// and begins so long after the one before, when sessions and workers have come and gone.
 const STRETCH: Duration = Duration::from_secs(5);
 const BETWEEN: Duration = Duration::from_secs(1);
+const MOST_PAIRS: usize = 10;
 /// Whoever takes longer than this many seconds has one round.
 const LONG: f64 = 40.0;
 
@@ -116,7 +117,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
     Ok(())
 }
 
-/// Until all rows are split and verified, which happens in the last stretch.
+/// Until all rows are split and verified, which happens in the last stretch, or for long enough.
 fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64) -> Result<InTurn> {
     let db = Subject::with_rows(&bench.cluster, bench.rows)?;
     zdd.adopt(&db)?;
@@ -128,7 +129,7 @@ fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64) -> Result<InTurn> {
     std::thread::sleep(QUIET);
     zdd.start_backfill(&db)?;
     let mut stretches = Vec::new();
-    while !zdd.is_done(&db)? {
+    while stretches.len() < MOST_PAIRS && !zdd.is_done(&db)? {
         zdd.pause(&db)?;
         std::thread::sleep(BETWEEN);
         let without = (now(), std::thread::sleep(STRETCH), now());
