@@ -6,7 +6,7 @@ use crate::session::Session;
 use crate::wait_until;
 
 /// How long anything may take that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The rule of the change.
 pub const RULE: &str = r#"columns => 'streetname varchar NOT NULL, housenumber varchar',
