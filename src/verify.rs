@@ -63,8 +63,8 @@ pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 }
 
 /// Calls `each` with every row in a range of blocks. What it allocates is freed after a few rows, and then whoever waits
-/// for the processor goes first. Between two rows no page is locked, only the rows of the batch, unlike where a process of low priority
-/// would be made to wait.
+/// for the processor goes first. Between two rows no page is locked, only the rows of the batch, unlike where a process
+/// of low priority would be made to wait.
 pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
     // Freeing and yielding cost as much as looking at a row.
     const ROWS_AT_A_TIME: u32 = 64;

@@ -37,7 +37,8 @@ pub struct UnderLoad {
     pub rate: f64,
     pub rate_was_given: bool,
     pub contenders: Vec<Shared>,
-    pub limited: Vec<InTurn>,
+    /// Without the backfill and with it, in turn.
+    pub limited: Vec<Shared>,
     pub not_run: Vec<NotRun>,
 }
 
@@ -45,19 +46,10 @@ pub struct UnderLoad {
 pub struct Shared {
     pub name: String,
     pub splits: bool,
-    /// One per round.
+    /// One per round, or per turn.
     pub before: Vec<Summary>,
     /// While the rows are split.
     pub during: Vec<Summary>,
-    pub failed: Option<String>,
-}
-
-/// Stretches with the backfill and without it, one after the other.
-#[derive(Serialize, Deserialize)]
-pub struct InTurn {
-    pub name: String,
-    pub without: Vec<Summary>,
-    pub with: Vec<Summary>,
     pub failed: Option<String>,
 }
 
@@ -83,7 +75,9 @@ pub fn measure(bench: &Bench) -> Result<UnderLoad> {
     let mut limited = Vec::new();
     for zdd in contender::limited().iter().filter(|_| has_workers) {
         bench.say(&format!("in turn: {}", zdd.name()));
-        limited.push(in_turn(bench, zdd, rate).unwrap_or_else(|e| InTurn::failed(zdd.name(), e.to_string())));
+        let mut shared = Shared::new(zdd.name());
+        shared.failed = in_turn(bench, zdd, rate, &mut shared).err().map(|e| e.to_string());
+        limited.push(shared);
     }
     Ok(UnderLoad { rows: bench.rows, rate, rate_was_given: bench.rate.is_some(), contenders: all, limited, not_run })
 }
@@ -118,7 +112,7 @@ fn one_round(bench: &Bench, contender: &dyn Contender, rate: f64, shared: &mut S
 }
 
 /// Until all rows are split and verified, which happens in the last stretch, or for long enough.
-fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64) -> Result<InTurn> {
+fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64, shared: &mut Shared) -> Result<()> {
     let db = Subject::with_rows(&bench.cluster, bench.rows)?;
     zdd.adopt(&db)?;
     zdd.start(&db)?;
@@ -139,19 +133,15 @@ fn in_turn(bench: &Bench, zdd: &Zdd, rate: f64) -> Result<InTurn> {
         stretches.push((without, with));
     }
     let trace = clients.stop()?;
-    let summary = |(from, (), to)| trace.summary(from, to);
-    let (without, with) = stretches.into_iter().map(|(without, with)| (summary(without), summary(with))).unzip();
-    Ok(InTurn { name: zdd.name().to_owned(), without, with, failed: None })
+    for ((without, (), until), (with, (), to)) in stretches {
+        shared.before.push(trace.summary(without, until));
+        shared.during.push(trace.summary(with, to));
+    }
+    Ok(())
 }
 
 fn half_load(rate: f64) -> Load {
     Load { clients: CLIENTS, rate: Some(rate / CLIENTS as f64) }
-}
-
-impl InTurn {
-    fn failed(name: &str, error: String) -> InTurn {
-        InTurn { name: name.to_owned(), without: Vec::new(), with: Vec::new(), failed: Some(error) }
-    }
 }
 
 impl Shared {
@@ -240,29 +230,23 @@ impl UnderLoad {
             "failed",
         ];
         let mut table = Table::new(title, &header);
-        for in_turn in &self.limited {
-            if let Some(reason) = &in_turn.failed {
-                table.failed(&in_turn.name, reason);
+        for shared in &self.limited {
+            if let Some(reason) = &shared.failed {
+                table.failed(&shared.name, reason);
                 continue;
             }
-            let series =
-                |stretches: &[Summary], figure: fn(&Summary) -> f64| stretches.iter().map(figure).collect::<Series>();
-            let (without, with) = (&in_turn.without, &in_turn.with);
-            let ratio = |figure: fn(&Summary) -> f64| {
-                without.iter().zip(with).map(|(without, with)| figure(with) / figure(without)).collect::<Series>()
-            };
             table.row(vec![
-                in_turn.name.clone(),
-                with.len().to_string(),
-                ratio(|it| it.per_second).spread(2),
-                series(without, |it| it.p50).spread(2),
-                series(with, |it| it.p50).spread(2),
-                series(without, |it| it.p99).spread(1),
-                series(with, |it| it.p99).spread(1),
-                ratio(|it| it.p99).spread(1),
-                series(without, |it| it.longest).spread(0),
-                series(with, |it| it.longest).spread(0),
-                series(with, |it| it.failed as f64).spread(0),
+                shared.name.clone(),
+                shared.during.len().to_string(),
+                shared.series(|without, with| with.per_second / without.per_second).spread(2),
+                shared.series(|without, _| without.p50).spread(2),
+                shared.series(|_, with| with.p50).spread(2),
+                shared.series(|without, _| without.p99).spread(1),
+                shared.series(|_, with| with.p99).spread(1),
+                shared.series(|without, with| with.p99 / without.p99).spread(1),
+                shared.series(|without, _| without.longest).spread(0),
+                shared.series(|_, with| with.longest).spread(0),
+                shared.series(|_, with| with.failed as f64).spread(0),
             ]);
         }
         table

@@ -8,12 +8,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Series(Vec<f64>);
 
-impl FromIterator<f64> for Series {
-    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Series {
-        Series(values.into_iter().collect())
-    }
-}
-
 impl Series {
     pub fn add(&mut self, value: f64) {
         self.0.push(value);

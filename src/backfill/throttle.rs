@@ -74,7 +74,7 @@ pub struct Courtesy {
 
 impl Courtesy {
     /// Below this, batches cost more than the work that they do.
-    pub const LEAST: Duration = Duration::from_millis(2);
+    const LEAST: Duration = Duration::from_millis(2);
     /// Until it is known whether anybody is in the way. Batches of this length cost hardly more than long ones.
     const FIRST: Duration = Duration::from_millis(10);
     /// How much work that keeps nobody waiting doubles the length of a batch.

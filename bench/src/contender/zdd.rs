@@ -31,33 +31,37 @@ impl Zdd {
         Zdd { name, workers: Some(1), max_rows_per_second: Some(rows) }
     }
 
-    /// Begins to split the rows, and does not wait for the end.
+    /// Begins to split the rows. Workers have not done so yet when it returns.
     pub fn start_backfill(&self, db: &Subject) -> Result<()> {
-        let workers = self.workers.unwrap_or(1);
-        db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {workers})"))
+        match self.workers {
+            None => db.run("CALL zdd.backfill('address.street')"),
+            Some(n) => db.run(&format!("SELECT zdd.start_backfill('address.street', workers => {n})")),
+        }
     }
 
     pub fn is_done(&self, db: &Subject) -> Result<bool> {
-        Ok(db.value::<String>(PHASE)? != "expanding")
+        db.value(IS_DONE)
     }
 
     /// Returns when nobody splits rows any more.
     pub fn pause(&self, db: &Subject) -> Result<()> {
         db.run("SELECT zdd.pause('address.street')")?;
-        wait_until("the workers are gone", Duration::from_secs(60), || workers(db).map(|workers| workers == 0))
+        wait(db, "the workers are gone", "SELECT count(*) = 0 FROM zdd.workers")
     }
 
     /// Returns when rows are split again.
     pub fn resume(&self, db: &Subject) -> Result<()> {
         db.run("SELECT zdd.resume('address.street')")?;
-        wait_until("a worker is there", Duration::from_secs(60), || workers(db).map(|workers| workers > 0))
+        wait(db, "a worker is there", "SELECT count(*) > 0 FROM zdd.workers")
     }
 }
 
-const PHASE: &str = "SELECT phase::text FROM zdd.changes WHERE change = 'address.street'";
+const IS_DONE: &str = "SELECT phase <> 'expanding' FROM zdd.changes WHERE change = 'address.street'";
 
-fn workers(db: &Subject) -> Result<i64> {
-    db.value("SELECT count(*) FROM zdd.workers")
+/// Looks again and again, in a session of its own: others would feel a new one for each look.
+fn wait(db: &Subject, what: &str, condition: &str) -> Result<()> {
+    let mut watcher = db.connect("watcher")?;
+    wait_until(what, Duration::from_secs(600), || Ok(watcher.query_one(condition, &[])?.get(0)))
 }
 
 impl Contender for Zdd {
@@ -108,22 +112,14 @@ impl Contender for Zdd {
     }
 
     fn backfill(&self, db: &Subject) -> Result<()> {
-        match self.workers {
-            None => db.run("CALL zdd.backfill('address.street')")?,
-            Some(_) => {
-                self.start_backfill(db)?;
-                let mut watcher = db.connect("watcher")?;
-                let waited = wait_until("every row is split", Duration::from_secs(600), || {
-                    Ok(watcher.query_one(PHASE, &[])?.get::<_, String>(0) != "expanding")
-                });
-                if let Err(e) = waited {
-                    let errors = "SELECT string_agg(detail::text, '; ') FROM zdd.events WHERE event = 'error'";
-                    let errors = db.value::<Option<String>>(errors)?.unwrap_or_default();
-                    return Err(format!("{e} {errors}").into());
-                }
-            }
+        self.start_backfill(db)?;
+        if let Err(e) = wait(db, "every row is split", IS_DONE) {
+            let errors = "SELECT string_agg(detail::text, '; ') FROM zdd.events WHERE event = 'error'";
+            let errors = db.value::<Option<String>>(errors)?.unwrap_or_default();
+            return Err(format!("{e} {errors}").into());
         }
-        match db.value::<String>(PHASE)?.as_str() {
+        let phase: String = db.value("SELECT phase::text FROM zdd.changes WHERE change = 'address.street'")?;
+        match phase.as_str() {
             "expanded" => Ok(()),
             phase => Err(format!("after the backfill the change is {phase}").into()),
         }
