@@ -1,5 +1,10 @@
 -- What pg_zdd knows. Only the extension's functions write here; the views in views.sql are for reading.
 
+-- The script makes the schema, so that it belongs to the extension. A schema of that name which somebody else has made
+-- could hold anything, and is refused by PostgreSQL (42P06). While the script runs, the search_path is pg_catalog.
+create schema zdd;
+comment on schema zdd is 'pg_zdd: zero-downtime column splits.';
+
 create sequence zdd.change_id_seq;
 comment on sequence zdd.change_id_seq is 'Ids of changes.';
 
@@ -20,14 +25,17 @@ create table zdd.change (
     run_if text,
     started_at timestamptz not null default clock_timestamp(),
     started_by text not null,
+    owner text not null,
     phase_since timestamptz not null default clock_timestamp(),
     check ((relation is null) = (phase in ('contracted', 'rolled_back')))
 );
 create unique index change_name_key on zdd.change (name) where relation is not null;
+create index change_relation_idx on zdd.change (relation) where relation is not null;
 comment on table zdd.change is 'Every column split, active or over.';
 comment on column zdd.change.relation is 'The table; NULL once the change is over.';
 comment on column zdd.change.source is 'The old column by the name that applications know.';
 comment on column zdd.change.rule is 'The rule, as the sync trigger carries it.';
+comment on column zdd.change.owner is 'Who owned the table when the change began.';
 comment on column zdd.change.batch_target is 'How long the work of one backfill batch should take.';
 comment on column zdd.change.max_rows_per_second is 'Most rows that the backfill splits per second; NULL for no limit.';
 comment on column zdd.change.run_if is 'An SQL expression: the backfill goes on only while it is true.';
@@ -88,6 +96,7 @@ create table zdd.job (
     options jsonb not null default '{}',
     requested_at timestamptz not null default clock_timestamp(),
     requested_by text not null,
+    requested_role oid not null,
     stopped text check (stopped in ('paused', 'error')),
     stopped_at timestamptz,
     stopped_by text,
@@ -97,6 +106,7 @@ create table zdd.job (
 ) with (fillfactor = 50);
 comment on table zdd.job is 'A backfill or contract that is not finished.';
 comment on column zdd.job.workers is 'How many background workers it is to have; 0 when sessions do it that called for it.';
+comment on column zdd.job.requested_role is 'Whose rights it takes to go on: the role that asked for it.';
 comment on column zdd.job.stopped is 'Why nobody is to go on with it; NULL when somebody is.';
 
 create table zdd.worker (
@@ -132,9 +142,20 @@ comment on table zdd.built_index is 'The names of the indexes that are built for
 
 -- A restore brings changes back before their triggers. Only when all is there does the guard take over again.
 create table zdd.guarded (
-    change_id bigint primary key
+    change_id bigint primary key,
+    owner oid
 );
 comment on table zdd.guarded is 'The changes that the guard watches over.';
+comment on column zdd.guarded.owner is 'As whom the SQL of its rule runs: the owner of the table when the change began. NULL after a restore in which somebody else owns it.';
+
+-- The texts of errors may quote rows, or what others run. They are kept apart from the events, which are dumped.
+create table zdd.event_error (
+    event_id bigint primary key,
+    error text not null,
+    detail text,
+    hint text
+);
+comment on table zdd.event_error is 'The texts of errors in zdd.event.';
 
 select pg_catalog.pg_extension_config_dump('zdd.change', '');
 select pg_catalog.pg_extension_config_dump('zdd.change_id_seq', '');

@@ -1,7 +1,5 @@
 -- What \df+ shows: units, defaults, errors and locks of each function. docs/reference.md has the rest.
 
-comment on schema zdd is 'pg_zdd: zero-downtime column splits';
-
 comment on function zdd.split_column(regclass, name, text, text, text, text[], text, text, text, text, text[], text) is
 'Begins a change: adds the new columns beside the old one, keeps both in sync from then on, and returns the name of the change (by default table.column).
 columns: definitions as in CREATE TABLE (type, COLLATE, NOT NULL, DEFAULT). One of regex (named groups are the new columns), delimiter, split_sql (an SQL expression per new column, over the old one). One of join (template: {column}, [section left out when a column in it is NULL], \ escapes), join_sql; with delimiter it may be left out.
@@ -44,7 +42,7 @@ comment on procedure zdd.repair(text, text) is
 'Settles diverged rows by one side, in small transactions. winner: new or old. Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner, 22023 invalid winner.';
 
 comment on function zdd.alter_change(text, text, text, interval, integer, text) is
-'Changes what is not NULL: the policies unmatched and conflict; batch_target, the time that the work of a batch should take (1 ms to 10 s, default 50 ms); max_rows_per_second of the backfill (0 for no limit); run_if, an SQL expression that must be true for the backfill to go on ('''' for none), evaluated once a second as the owner of the table with search_path = pg_catalog, pg_temp. A running backfill follows with its next batch. Returns the name of the change. Locks: policies take ACCESS EXCLUSIVE as split_column does. Errors: 42704 no such change, 42501 not the owner, 22023 invalid value, 55000 unmatched => whole after expanding.';
+'Changes what is not NULL: the policies unmatched and conflict; batch_target, the time that the work of a batch should take (1 ms to 10 s, default 50 ms); max_rows_per_second of the backfill (0 for no limit); run_if, an SQL expression that must be true for the backfill to go on ('''' for none), evaluated about twice a second as the owner of the table with search_path = pg_catalog, pg_temp. A running backfill follows with its next batch. Returns the name of the change. Locks: policies take ACCESS EXCLUSIVE as split_column does. Errors: 42704 no such change, 42501 not the owner, 22023 invalid value, 55000 unmatched => whole after expanding.';
 
 comment on function zdd.fence(text) is
 'Rehearses the contract: renames the old column out of the reach of applications; dual writes go on, views and indexes follow. Returns the phase. zdd.unfence takes it back at once. Locks: ACCESS EXCLUSIVE as split_column does. Errors: 55000 wrong phase, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
@@ -65,7 +63,4 @@ comment on function zdd.reset_usage(text) is
 
 comment on function zdd._usage(text, oid) is 'Behind zdd.usage.';
 comment on function zdd._usage_info() is 'Behind zdd.usage_info.';
-comment on function zdd._mismatches(text, integer) is 'Behind zdd.mismatches.';
-comment on function zdd._check_guard(oid[], oid[], oid[], text[]) is
-'Behind zdd.guard: an error if DDL on these relations, or any if NULL, has broken a change.';
 comment on function zdd._check_move(text, text, text) is 'Behind zdd.check_phase: an error if the move does not exist.';

@@ -23,21 +23,29 @@ order by c.started_at;
 comment on view zdd.changes is 'One row per change: where it stands and what its rule is.';
 comment on column zdd.changes.rows_split is 'Rows that the backfill has split so far; live writes do not count.';
 
+-- The changes whose tables belong to the current role, or to one that it can act for.
+create view zdd.owned as
+select c.id
+from zdd.change as c
+join pg_class as t on t.oid = c.relation
+where pg_has_role(t.relowner, 'usage');
+comment on view zdd.owned is 'The active changes of tables that the current role can act for.';
+
 create view zdd.events as
 select
     e.at,
     e.change,
     e.event,
-    -- An error may quote a row.
+    -- The text of an error may quote a row.
     case
-        when e.event not in ('error', 'retried') or exists (
-            select from zdd.change as c
-            join pg_class as t on t.oid = c.relation
-            where c.id = e.change_id and pg_has_role(t.relowner, 'usage')
-        ) then e.detail
+        when x.event_id is null then e.detail
+        when e.change_id in (select o.id from zdd.owned as o)
+            then e.detail || jsonb_strip_nulls(jsonb_build_object('error', x.error, 'detail', x.detail, 'hint', x.hint))
+        else e.detail
     end as detail,
     e.role
 from zdd.event as e
+left join zdd.event_error as x on x.event_id = e.id
 order by e.id;
 comment on view zdd.events is 'Everything that happened to changes: when, what, by whom.';
 
@@ -114,11 +122,6 @@ speeds as (
         order by s.at limit 1
     ) as t on true
     where c.relation is not null
-),
-owned as (
-    select c.id from zdd.change as c
-    join pg_class as t on t.oid = c.relation
-    where pg_has_role(t.relowner, 'usage')
 )
 select
     c.name as change,
@@ -164,8 +167,8 @@ select
     end as waiting_since,
     j.stopped_at,
     j.stopped_by,
-    case when c.id in (select o.id from owned as o) then j.last_error end as last_error,
-    case when c.id in (select o.id from owned as o) then j.last_error_hint end as last_error_hint,
+    case when c.id in (select o.id from zdd.owned as o) then j.last_error end as last_error,
+    case when c.id in (select o.id from zdd.owned as o) then j.last_error_hint end as last_error_hint,
     j.last_error_at,
     l.wal_bytes,
     l.started_at,

@@ -14,12 +14,13 @@ use serde_json::json;
 use crate::backfill::batch::Task;
 use crate::backfill::{run, signals};
 use crate::binding::Binding;
-use crate::catalog::{self, Change, Job, JobKind, JobOptions};
+use crate::catalog::{self, Change, Claim, Job, JobKind, JobOptions};
 use crate::contract::Consent;
 use crate::ddl::{self, Request};
 use crate::error::Error;
-use crate::guard;
 use crate::guc;
+use crate::pg::class;
+use crate::pg::gate::as_owner_for_caller;
 use crate::pg::hook::LOGICAL_REPLICATION;
 use crate::pg::lock::{LockMode, sleep};
 use crate::pg::parse::{ColumnDefinition, column_definitions};
@@ -62,9 +63,8 @@ fn split_column(
     indexes: Option<Vec<Option<String>>>,
     change: Option<String>,
 ) -> Result<String, ErrorReport> {
-    let draft = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
+    let (draft, table) = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
     let conflict = word("conflict", conflict, &["new", "old", "error"])?;
-    let table = owned_table(draft.relation)?;
     ddl::check_table(&table, &draft.source)?;
     let change = change.unwrap_or_else(|| format!("{}.{}", table.bare_name(), draft.source));
     if change.is_empty() {
@@ -72,7 +72,7 @@ fn split_column(
     }
     let rule = draft.rule(&table, change, conflict)?;
     // Everything about the rule that can be wrong is found before anything is locked.
-    draft.bind(rule.clone(), &table)?;
+    ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
     drop(table);
     let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
     check_indexes(&indexes, &rule)?;
@@ -108,10 +108,10 @@ fn preview_split(
     ErrorReport,
 > {
     let sample_rows = positive("sample_rows", sample_rows)?;
-    let draft = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
-    let table = owned_table(draft.relation)?;
+    let (draft, table) = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
     ddl::check_table(&table, &draft.source)?;
     let rule = draft.rule(&table, "preview".into(), Conflict::New)?;
+    ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
     drop(table);
     let preview = verify::preview(draft.relation, sample_rows.into(), |table| draft.bind(rule.clone(), table))?;
     let total = preview.matched.rows + preview.unmatched.rows + preview.null.rows;
@@ -142,8 +142,8 @@ fn backfill(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("backfill", fcinfo)?;
-    let name = session.transaction(|| Ok(owned_change(change.as_deref())?.name))?;
-    Ok(run::backfill(&session, &name, fire_triggers.unwrap_or(false))?)
+    let claim = session.transaction(|| claim(change.as_deref()))?;
+    Ok(run::backfill(&session, &claim, fire_triggers.unwrap_or(false))?)
 }
 
 /// Counts the rows of a change by state, in one snapshot. Takes ACCESS SHARE.
@@ -172,7 +172,7 @@ fn verify_change(
     >,
     ErrorReport,
 > {
-    let counts = verify::verify(&owned_change(change)?)?;
+    let counts = verify::verify(&claim(change)?.find()?)?;
     Ok(TableIterator::once((
         counts.rows,
         counts.in_sync,
@@ -188,13 +188,6 @@ fn verify_change(
 #[pg_extern(sql = r#"
 create function zdd.mismatches(change text, max_rows integer default 100)
 returns table (relation regclass, key jsonb, ctid tid, source text, targets jsonb, kind text)
-language sql set search_path = pg_catalog, pg_temp
-as $$
-    select m.relation::regclass, m.key, m.ctid::tid, m.source, m.targets, m.kind
-    from zdd._mismatches(change, max_rows) as m
-$$;
-create function zdd._mismatches(change text, max_rows integer)
-returns table (relation oid, key jsonb, ctid text, source text, targets jsonb, kind text)
 language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 #[allow(clippy::type_complexity)]
@@ -207,7 +200,7 @@ fn mismatches(
         (
             name!(relation, pg_sys::Oid),
             name!(key, Option<JsonB>),
-            name!(ctid, String),
+            name!(ctid, pg_sys::ItemPointerData),
             name!(source, Option<String>),
             name!(targets, Option<JsonB>),
             name!(kind, String),
@@ -216,7 +209,7 @@ fn mismatches(
     ErrorReport,
 > {
     let max_rows = positive("max_rows", max_rows)?;
-    Ok(TableIterator::new(verify::mismatches(&owned_change(change)?, max_rows as usize)?))
+    Ok(TableIterator::new(verify::mismatches(&claim(change)?.find()?, max_rows as usize)?))
 }
 
 /// Settles diverged rows by one side, in small transactions. Takes ROW EXCLUSIVE.
@@ -226,12 +219,12 @@ language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn repair(change: Option<String>, winner: Option<String>, fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("repair", fcinfo)?;
-    let change = session.transaction(|| owned_change(change.as_deref()))?;
+    let claim = session.transaction(|| claim(change.as_deref()))?;
     let task = match word("winner", winner.as_deref(), &["new", "old"])? {
         Conflict::New => Task::NewWins,
         _ => Task::OldWins,
     };
-    Ok(run::repair(&session, &change, task)?)
+    Ok(run::repair(&session, &claim, task)?)
 }
 
 /// Changes the policies and the pace of a change. Policies take ACCESS EXCLUSIVE as split_column does.
@@ -249,8 +242,7 @@ fn alter_change(
     max_rows_per_second: Option<i32>,
     run_if: Option<&str>,
 ) -> Result<String, ErrorReport> {
-    let change = owned_change(change)?;
-    let change = catalog::lock(&change.name)?;
+    let change = claim(change)?.lock()?;
     let mut rule = change.rule.clone();
     if unmatched.is_some() {
         rule.unmatched = word("unmatched", unmatched, &["null", "whole", "error"])?;
@@ -274,7 +266,7 @@ fn alter_change(
             Err(Error::WholeTooLate { change: change.name.clone(), phase: change.phase })?;
         }
         let table = owned_table(change.relation)?;
-        Binding::to_table(rule.clone(), &table)?;
+        Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id)?)?;
         drop(table);
         ddl::set_rule(&change, &rule)?;
         if widens {
@@ -316,13 +308,13 @@ fn start_backfill(
     workers: Option<i32>,
     fire_triggers: Option<bool>,
 ) -> Result<String, ErrorReport> {
-    let name = owned_change(change)?.name;
+    let claim = claim(change)?;
     let workers = workers.ok_or(Error::MissingArgument { argument: "workers" })?;
     let allowed = 1..=catalog::MAX_WORKERS;
     let workers = u32::try_from(workers).ok().filter(|workers| allowed.contains(workers)).ok_or_else(|| {
         Error::BadNumber { argument: "workers", value: workers.to_string(), allowed: "a number from 1 to 32" }
     })?;
-    let change = run::request(&name, workers, fire_triggers.unwrap_or(false))?;
+    let change = run::request(&claim, workers, fire_triggers.unwrap_or(false))?;
     launch_at_commit(&change, workers);
     Ok(change.name)
 }
@@ -338,8 +330,8 @@ fn start_contract(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
 ) -> Result<String, ErrorReport> {
-    let name = owned_change(change)?.name;
-    let change = catalog::lock(&name)?;
+    let change = claim(change)?.lock()?;
+    let name = change.name.clone();
     if change.is_contracting() {
         Err(Error::ContractRunning { change: name.clone() })?;
     }
@@ -361,7 +353,7 @@ fn start_contract(
 create function zdd.pause(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = catalog::lock(&owned_change(change)?.name)?;
+    let change = claim(change)?.lock()?;
     match &change.job {
         Some(Job { kind: JobKind::Backfill, stopped: None, .. }) => {
             catalog::stop_job(change.id, "paused")?;
@@ -379,7 +371,7 @@ fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
 create function zdd.resume(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = catalog::lock(&owned_change(change)?.name)?;
+    let change = claim(change)?.lock()?;
     let missing = |job: &Job| -> Result<bool, Error> {
         Ok(match job.workers {
             // Whoever works on it will do.
@@ -417,13 +409,17 @@ fn wait_for(
     let wanted: Phase = word("phase", phase.as_deref(), PHASES)?;
     let timeout = timeout.map(|timeout| Duration::from_micros(timeout.as_micros().max(0) as u64));
     let name = change.ok_or(Error::MissingArgument { argument: "change" })?;
+    let claim = session.transaction(|| match claim(Some(&name)) {
+        Err(Error::Final { phase, .. }) if phase == wanted => Ok(None),
+        claim => claim.map(Some),
+    })?;
+    let Some(claim) = claim else { return Ok(()) };
     let start = Instant::now();
     loop {
-        let reached = session.transaction(|| match catalog::find(&name) {
+        let reached = session.transaction(|| match claim.find() {
             Err(Error::Final { phase, .. }) if phase == wanted => Ok(true),
             Err(error) => Err(error),
             Ok(change) => {
-                owned_change(Some(&name))?;
                 if change.phase.has_reached(wanted) {
                     return Ok(true);
                 }
@@ -460,8 +456,7 @@ fn wait_for(
 create function zdd.fence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn fence(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = owned_change(change)?;
-    ddl::fence(&catalog::lock(&change.name)?)?;
+    ddl::fence(&claim(change)?.lock()?)?;
     Ok(Phase::Fenced.as_str().into())
 }
 
@@ -470,8 +465,7 @@ fn fence(change: Option<&str>) -> Result<String, ErrorReport> {
 create function zdd.unfence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn unfence(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = owned_change(change)?;
-    ddl::unfence(&catalog::lock(&change.name)?)?;
+    ddl::unfence(&claim(change)?.lock()?)?;
     Ok(Phase::Expanded.as_str().into())
 }
 
@@ -480,8 +474,7 @@ fn unfence(change: Option<&str>) -> Result<String, ErrorReport> {
 create function zdd.rollback(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = owned_change(change)?;
-    ddl::roll_back(&catalog::lock(&change.name)?)?;
+    ddl::roll_back(&claim(change)?.lock()?)?;
     Ok(Phase::RolledBack.as_str().into())
 }
 
@@ -498,12 +491,13 @@ fn contract_change(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
-    let change = session.transaction(|| owned_change(change.as_deref()))?;
-    if change.is_contracting() && session.transaction(|| catalog::live_workers(change.id))? > 0 {
-        Err(Error::ContractRunning { change: change.name.clone() })?;
-    }
+    let claim = session.transaction(|| claim(change.as_deref()))?;
+    session.transaction(|| match claim.find()?.is_contracting() && catalog::live_workers(claim.id)? > 0 {
+        true => Err(Error::ContractRunning { change: claim.name.clone() }),
+        false => Ok(()),
+    })?;
     let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
-    Ok(contract::contract(&session, &change, consent, |_| Ok(()))?)
+    Ok(contract::contract(&session, &claim, consent, |_| Ok(()))?)
 }
 
 /// Behind the view zdd.usage. Takes no locks.
@@ -604,27 +598,9 @@ fn usage_info() -> TableIterator<
 create function zdd.reset_usage(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn reset_usage(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = owned_change(change)?;
+    let change = claim(change)?.find()?;
     report::reset(&change.name);
     Ok(change.name)
-}
-
-/// Called by the guard's event triggers: an error if DDL has broken a change of these relations, or any when NULL. The
-/// others are the triggers that it made, and the tables and names of the columns that it dropped.
-#[pg_extern(sql = r#"
-create function zdd._check_guard(
-    touched oid[], triggers oid[] default '{}', dropped_from oid[] default '{}', dropped_columns text[] default '{}'
-) returns void language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-"#)]
-fn check_guard(
-    touched: Option<Vec<pg_sys::Oid>>,
-    triggers: Option<Vec<pg_sys::Oid>>,
-    dropped_from: Option<Vec<pg_sys::Oid>>,
-    dropped_columns: Option<Vec<String>>,
-) -> Result<(), ErrorReport> {
-    let dropped: Vec<(pg_sys::Oid, String)> =
-        dropped_from.unwrap_or_default().into_iter().zip(dropped_columns.unwrap_or_default()).collect();
-    Ok(guard::check(touched.as_deref(), &triggers.unwrap_or_default(), &dropped)?)
 }
 
 /// Called by the catalog: an error if a change may not move from one phase to the other.
@@ -661,7 +637,7 @@ impl Draft {
         join: Option<String>,
         join_sql: Option<String>,
         unmatched: Option<&str>,
-    ) -> Result<Draft, Error> {
+    ) -> Result<(Draft, Table), Error> {
         let missing = |argument| Error::MissingArgument { argument };
         let encoding = crate::pg::parse::database_encoding();
         if encoding != "UTF8" {
@@ -684,14 +660,13 @@ impl Draft {
             (None, None, _) => return Err(Error::NoJoinRule),
             (Some(_), Some(_), _) => return Err(Error::SeveralJoinRules),
         };
-        Ok(Draft {
-            relation: relation.ok_or_else(|| missing("relation"))?,
-            source: source.ok_or_else(|| missing("source"))?.to_string_lossy().into_owned(),
-            columns: column_definitions(columns.ok_or_else(|| missing("columns"))?)?,
-            split,
-            join,
-            unmatched: word("unmatched", unmatched, &["null", "whole", "error"])?,
-        })
+        let relation = relation.ok_or_else(|| missing("relation"))?;
+        let source = source.ok_or_else(|| missing("source"))?.to_string_lossy().into_owned();
+        let columns = columns.ok_or_else(|| missing("columns"))?;
+        let unmatched = word("unmatched", unmatched, &["null", "whole", "error"])?;
+        let table = owned_table(relation)?;
+        let columns = as_owner_for_caller(table.owner(), |gate| column_definitions(gate, columns))?;
+        Ok((Draft { relation, source, columns, split, join, unmatched }, table))
     }
 
     fn rule(&self, table: &Table, change: String, conflict: Conflict) -> Result<Rule, Error> {
@@ -733,7 +708,8 @@ impl Draft {
     /// The rule for a table that does not have the new columns yet.
     fn bind(&self, rule: Rule, table: &Table) -> Result<Binding, Error> {
         let targets = self.columns.iter().map(|column| column.column_type.clone()).collect();
-        Binding::to_types(rule, self.source_type(table)?, targets, table.rule_owner())
+        let owner = class::owner(table.root()).unwrap_or_else(|| table.owner());
+        Binding::to_types(rule, self.source_type(table)?, targets, owner)
     }
 }
 
@@ -754,13 +730,9 @@ fn owned_table(relation: pg_sys::Oid) -> Result<Table, Error> {
     if acts_for(current_role(), table.owner()) { Ok(table) } else { Err(Error::NotOwner { relation: table.name() }) }
 }
 
-/// The active change, if the caller may act for the owner of its table.
-fn owned_change(name: Option<&str>) -> Result<Change, Error> {
-    let change = catalog::find(name.ok_or(Error::MissingArgument { argument: "change" })?)?;
-    match owned_table(change.relation) {
-        Err(Error::NoSuchTable { .. }) => Err(Error::TableGone { change: change.name }),
-        other => other.map(|_| change),
-    }
+/// The caller's claim to an active change.
+fn claim(name: Option<&str>) -> Result<Claim, Error> {
+    Claim::new(name.ok_or(Error::MissingArgument { argument: "change" })?, current_role())
 }
 
 fn word<T: std::str::FromStr>(

@@ -1,19 +1,22 @@
 //! A rule bound to the columns of a table: f and g over the values of rows, and the facts that decide a row's state.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::pg::expr::Expressions;
+use crate::pg::gate::{Gate, as_owner};
+use crate::pg::inspect::ObjectId;
+use crate::pg::lock::LockMode;
 use crate::pg::memory::Memory;
-use crate::pg::security::{Confinement, as_role};
 use crate::pg::subxact::catch;
 use crate::pg::table::{Row, Table};
 use crate::pg::types::ColumnType;
 use crate::pg::value::{Value, Values};
 use crate::rule::split::Parts;
-use crate::rule::state::{self, RowState, Side};
+use crate::rule::state::{self, InsertFacts, RowState, Side};
 use crate::rule::{Join, Joiner, Rule, Split, Splitter, Unmatched};
 use pgrx::pg_sys::Oid;
 
@@ -22,8 +25,35 @@ pub struct BoundColumn {
     /// Its number in the table; 0 when it is not there yet.
     pub number: i16,
     pub column_type: ColumnType,
-    /// Its default, if that is known before a row is there.
-    default: Option<Value>,
+    defaults: Defaults,
+}
+
+/// What a row has in a column that nobody has given a value: the default of the table, or that of the table which it is a
+/// partition of, through which the row may come.
+#[derive(Default)]
+struct Defaults {
+    /// Those that are the same for every row.
+    constants: SmallVec<[Value; 2]>,
+    /// Whether there are others.
+    is_volatile: bool,
+}
+
+impl Defaults {
+    fn read(gate: &Gate, table: &Table, name: &str, column_type: &ColumnType) -> Defaults {
+        let mut defaults = Defaults::default();
+        let mut add = |table: &Table| {
+            let Some(attribute) = table.attribute(name) else { return };
+            match table.constant_default(gate, attribute.number) {
+                Some(constant) => defaults.constants.push(column_type.copy(constant)),
+                None => defaults.is_volatile = true,
+            }
+        };
+        add(table);
+        if let Some(root) = table.is_partition().then(|| Table::open(table.root(), LockMode::AccessShare)).flatten() {
+            add(&root);
+        }
+        defaults
+    }
 }
 
 /// A rule that can be applied to values.
@@ -53,25 +83,33 @@ enum Joining {
 }
 
 impl Binding {
-    /// Binds a rule to a table that has all its columns.
-    pub fn to_table(rule: Rule, table: &Table) -> Result<Binding, Error> {
-        let memory = Memory::long_lived();
-        let column = |name: &str, type_name: &str| {
-            let broken = |message| Error::BrokenRule { relation: table.name(), message };
-            let attribute = table.attribute(name).ok_or_else(|| broken(format!("it has no column \"{name}\"")))?;
-            let column_type = ColumnType::new(attribute.type_oid, attribute.typmod, attribute.collation);
-            let actual = column_type.name();
-            if actual != type_name {
-                return Err(broken(format!("column \"{name}\" is of type {actual}, not {type_name}")));
+    /// Binds a rule to a table that has all its columns. Its SQL runs as the owner of the change; without one it is
+    /// refused.
+    pub fn to_table(rule: Rule, table: &Table, owner: Option<Oid>) -> Result<Binding, Error> {
+        as_owner(owner.unwrap_or_else(|| table.owner()), |gate| {
+            let memory = Memory::long_lived();
+            let column = |name: &str, type_name: &str| {
+                let broken = |message| Error::BrokenRule { relation: table.name(), message };
+                let attribute = table.attribute(name).ok_or_else(|| broken(format!("it has no column \"{name}\"")))?;
+                let column_type = ColumnType::new(attribute.type_oid, attribute.typmod, attribute.collation);
+                let actual = column_type.name();
+                if actual != type_name {
+                    return Err(broken(format!("column \"{name}\" is of type {actual}, not {type_name}")));
+                }
+                let defaults = memory.enter(|| Defaults::read(gate, table, name, &column_type));
+                Ok(BoundColumn { number: attribute.number, column_type, defaults })
+            };
+            if owner.is_none() && rule.has_sql() {
+                return Err(Error::RuleNotRegistered { change: rule.change.clone(), relation: table.name() });
             }
-            let default =
-                table.constant_default(attribute.number).map(|default| memory.enter(|| column_type.copy(default)));
-            Ok(BoundColumn { number: attribute.number, column_type, default })
-        };
-        let source = column(rule.source.current_name(), &rule.source.type_name)?;
-        let targets =
-            rule.targets.iter().map(|target| column(&target.name, &target.type_name)).collect::<Result<Vec<_>, _>>()?;
-        Binding::new(rule, source, targets, table.rule_owner(), memory)
+            let source = column(rule.source.current_name(), &rule.source.type_name)?;
+            let targets = rule
+                .targets
+                .iter()
+                .map(|target| column(&target.name, &target.type_name))
+                .collect::<Result<Vec<_>, _>>()?;
+            Binding::new(gate, rule, source, targets, memory)
+        })
     }
 
     /// Binds a rule to types alone, for columns that do not exist yet.
@@ -81,17 +119,17 @@ impl Binding {
         targets: Vec<ColumnType>,
         owner: Oid,
     ) -> Result<Binding, Error> {
-        let column = |number, column_type| BoundColumn { number, column_type, default: None };
+        let column = |number, column_type| BoundColumn { number, column_type, defaults: Defaults::default() };
         let source = column(source.0, source.1);
         let targets = targets.into_iter().map(|column_type| column(0, column_type)).collect();
-        Binding::new(rule, source, targets, owner, Memory::long_lived())
+        as_owner(owner, |gate| Binding::new(gate, rule, source, targets, Memory::long_lived()))
     }
 
     fn new(
+        gate: &Gate,
         rule: Rule,
         source: BoundColumn,
         targets: Vec<BoundColumn>,
-        owner: Oid,
         memory: Memory,
     ) -> Result<Binding, Error> {
         let old = [(rule.source.name.as_str(), &source.column_type)];
@@ -122,7 +160,7 @@ impl Binding {
             return Err(Error::WholeNeedsText { column: (*name).to_owned() });
         }
         let compile = |argument, from: &[(&str, &ColumnType)], texts: Vec<(&str, &ColumnType)>| {
-            as_role(owner, Confinement::Restricted, || Expressions::compile(argument, from, &texts))
+            Expressions::compile(gate, argument, from, &texts)
         };
         let splitter = match (splitter, &rule.split) {
             (None, Split::Sql(texts)) => {
@@ -145,7 +183,7 @@ impl Binding {
             targets,
             splitter,
             joiner,
-            owner,
+            owner: gate.owner(),
             source_has_constraints,
             buffer: RefCell::default(),
             _memory: memory,
@@ -192,10 +230,9 @@ impl Binding {
                     })
             }
             Splitting::Sql(expressions) => {
-                match catch(|| self.as_owner(|| expressions.evaluate(&[source], targets))) {
+                match catch(|| as_owner(self.owner, |gate| expressions.evaluate(gate, &[source], targets))) {
                     Ok(()) => true,
-                    // Any error that the value causes means that the rule does not accept it.
-                    Err(error) if error.is_about_data() => false,
+                    Err(error) if error.is_rejection() => false,
                     Err(error) => error.rethrow(),
                 }
             }
@@ -221,12 +258,12 @@ impl Binding {
             })?,
             Joining::Sql(expressions) => {
                 let mut result = Values::new();
-                self.as_owner(|| expressions.evaluate(targets, &mut result));
+                as_owner(self.owner, |gate| expressions.evaluate(gate, targets, &mut result));
                 result.first().copied().unwrap_or(Value::NULL)
             }
         };
         if self.source_has_constraints {
-            self.as_owner(|| self.source.column_type.check_domain(source));
+            as_owner(self.owner, |gate| self.source.column_type.check_domain(gate, source));
         }
         Ok(source)
     }
@@ -258,7 +295,7 @@ impl Binding {
             change: self.rule.change.clone(),
             column: self.rule.source.name.clone(),
             type_name: self.rule.source.type_name.clone(),
-            value: text.to_owned(),
+            value: Some(text.to_owned()),
         }
     }
 
@@ -270,13 +307,25 @@ impl Binding {
         }
         match catch(|| self.join(targets)) {
             Ok(result) => result.ok(),
-            Err(error) if error.is_about_data() => None,
+            // A domain's constraints reject it.
+            Err(error) if error.is_rejection() || error.is_constraint_violation() => None,
             Err(error) => error.rethrow(),
         }
     }
 
-    fn as_owner<R>(&self, f: impl FnOnce() -> R) -> R {
-        as_role(self.owner, Confinement::Restricted, f)
+    /// The functions and types of users that it takes to apply the rule, by themselves.
+    pub fn uses(&self) -> Vec<ObjectId> {
+        let mut uses: Vec<ObjectId> = Vec::new();
+        if let Splitting::Sql(expressions) = &self.splitter {
+            uses.extend(expressions.uses());
+        }
+        if let Joining::Sql(expressions) = &self.joiner {
+            uses.extend(expressions.uses());
+        }
+        uses.extend(self.targets.iter().chain([&self.source]).flat_map(|column| column.column_type.user_types()));
+        let mut seen = HashSet::new();
+        uses.retain(|object| seen.insert(*object));
+        uses
     }
 
     /// Reads the source of a row.
@@ -311,25 +360,39 @@ impl Binding {
             .all(|(target, (left, right))| target.column_type.same_image(*left, *right))
     }
 
-    /// What an INSERT gives for the old side.
+    /// What a row has on the old side.
     pub fn source_side(&self, source: Value) -> Side {
-        match self.source.default {
-            _ if source.is_null() => Side::Null,
-            Some(default) if self.same_source(source, default) => Side::Default,
-            _ => Side::Given,
+        if source.is_null() {
+            Side::Null
+        } else if self.source.defaults.constants.iter().any(|default| self.same_source(source, *default)) {
+            Side::Default
+        } else {
+            Side::Given
         }
     }
 
-    /// What an INSERT gives for the new side.
+    /// What a row has on the new side.
     pub fn targets_side(&self, targets: &[Value]) -> Side {
+        let is_default = |target: &BoundColumn, value: Value| {
+            target.defaults.constants.iter().any(|default| target.column_type.same_image(value, *default))
+        };
         if targets.iter().all(|value| value.is_null()) {
-            return Side::Null;
+            Side::Null
+        } else if self.targets.iter().zip(targets).all(|(target, value)| is_default(target, *value)) {
+            Side::Default
+        } else {
+            Side::Given
         }
-        let defaults: Option<Values> = self.targets.iter().map(|target| target.default).collect();
-        match defaults {
-            Some(defaults) if self.same_targets(targets, &defaults) => Side::Default,
-            _ => Side::Given,
+    }
+
+    /// What an INSERT gives for both sides. What a default that changes has made of the old side is nothing that anybody
+    /// has given, if there is a new side.
+    pub fn given(&self, source: Value, targets: &[Value]) -> InsertFacts {
+        let (mut source, targets) = (self.source_side(source), self.targets_side(targets));
+        if source == Side::Given && targets == Side::Given && self.source.defaults.is_volatile {
+            source = Side::Default;
         }
+        InsertFacts { source, targets }
     }
 
     /// The name of a target that must not be NULL but is.

@@ -1,19 +1,18 @@
 //! The only reader and writer of zdd's tables.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::time::Duration;
 
-use pgrx::PgOid;
 use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
 use pgrx::pg_sys;
-use pgrx::spi::{OwnedPreparedStatement, Spi, SpiHeapTupleData, SpiResult};
+use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use serde_json::json;
 
 use crate::error::Error;
-use crate::pg::lock::{SessionLock, tree};
-use crate::pg::security::{Confinement, as_role, role_name, session_role};
-use crate::pg::table::{Table, relation_named};
+use crate::pg::inheritance::ancestors;
+use crate::pg::lock::SessionLock;
+use crate::pg::security::{acts_for, as_extension, role_name, session_role};
+use crate::pg::table::Table;
+use crate::pg::{class, extension};
 use crate::phase::{Phase, move_to};
 use crate::rule::Rule;
 
@@ -43,6 +42,8 @@ pub struct Job {
     pub kind: JobKind,
     /// How many background workers it is to have; 0 when sessions do it.
     pub workers: u32,
+    /// Who asked for it.
+    pub role: pg_sys::Oid,
     pub options: JobOptions,
     /// Nobody is to go on with it.
     pub stopped: Option<Stopped>,
@@ -127,22 +128,70 @@ pub struct Lane {
     pub end_block: u32,
 }
 
-const ACTIVE: &str = "select c.id, c.name, c.relation::oid, c.phase,
+/// The right to act for a change. What goes on over several transactions holds it: names may come to mean something else
+/// meanwhile, and rights may go, so both are asked for again whenever the change is read.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub id: i64,
+    pub name: String,
+    relation: pg_sys::Oid,
+    role: pg_sys::Oid,
+}
+
+impl Claim {
+    /// The claim of a role to an active change of this name.
+    pub fn new(name: &str, role: pg_sys::Oid) -> Result<Claim, Error> {
+        let change = find(name)?;
+        let claim = Claim { id: change.id, name: change.name, relation: change.relation, role };
+        claim.check_rights()?;
+        Ok(claim)
+    }
+
+    /// The claim of background workers, who act for the role that asked for the job.
+    pub fn of_job(change: &Change) -> Option<Claim> {
+        let role = change.job.as_ref()?.role;
+        Some(Claim { id: change.id, name: change.name.clone(), relation: change.relation, role })
+    }
+
+    /// The change as it is now, unlocked.
+    pub fn find(&self) -> Result<Change, Error> {
+        self.checked(read(&format!("{ACTIVE} where c.id = $1"), &[self.id.into()], change)?)
+    }
+
+    /// The change as it is now, locked against other changes to it until the end of the transaction.
+    pub fn lock(&self) -> Result<Change, Error> {
+        self.checked(write(&format!("{ACTIVE} where c.id = $1 for update of c"), &[self.id.into()], change)?)
+    }
+
+    fn checked(&self, found: Vec<Change>) -> Result<Change, Error> {
+        match found.into_iter().next() {
+            Some(change) if change.phase.is_active() && change.relation == self.relation => {
+                self.check_rights()?;
+                Ok(change)
+            }
+            Some(change) => Err(Error::Final { change: change.name, phase: change.phase }),
+            None => Err(Error::NoSuchChange { change: self.name.clone() }),
+        }
+    }
+
+    fn check_rights(&self) -> Result<(), Error> {
+        match class::owner(self.relation) {
+            Some(owner) if acts_for(self.role, owner) => Ok(()),
+            Some(_) => Err(Error::NotOwner { relation: class::name(self.relation) }),
+            None => Err(Error::TableGone { change: self.name.clone() }),
+        }
+    }
+}
+
+const ACTIVE: &str = "select c.id, c.name, coalesce(c.relation, 0)::oid, c.phase,
     extract(epoch from clock_timestamp() - c.phase_since)::double precision, c.rule,
     (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0), c.run_if, c.indexes,
-    j.kind, j.workers, j.options, j.stopped, coalesce(j.stopped_by, ''), j.last_error, j.last_error_hint
+    j.kind, j.workers, j.options, j.stopped, coalesce(j.stopped_by, ''), j.last_error, j.last_error_hint, j.requested_role
   from zdd.change as c left join zdd.job as j on j.change_id = c.id";
 
 /// The active change of this name, unlocked.
 pub fn find(name: &str) -> Result<Change, Error> {
     let found = read(&format!("{ACTIVE} where c.relation is not null and c.name = $1"), &[name.into()], change)?;
-    found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
-}
-
-/// The active change of this name, locked against other changes to it until the end of the transaction.
-pub fn lock(name: &str) -> Result<Change, Error> {
-    let sql = format!("{ACTIVE} where c.relation is not null and c.name = $1 for update of c");
-    let found = write(&sql, &[name.into()], change)?;
     found.into_iter().next().map_or_else(|| Err(missing(name)), Ok)
 }
 
@@ -152,16 +201,48 @@ pub fn find_by_id(id: i64) -> Result<Option<Change>, Error> {
     Ok(found.into_iter().next())
 }
 
+/// The same, locked until the end of the transaction, for the server's own work: whoever asked for it may have lost the
+/// right to it.
+pub fn lock_by_id(id: i64) -> Result<Option<Change>, Error> {
+    let sql = format!("{ACTIVE} where c.relation is not null and c.id = $1 for update of c");
+    Ok(write(&sql, &[id.into()], change)?.into_iter().next())
+}
+
 /// The active changes that a table takes part in.
 pub fn of_table(relation: pg_sys::Oid) -> Result<Vec<Change>, Error> {
-    let mut changes = all()?;
-    changes.retain(|change| change.relation == relation || tree(change.relation).contains(&relation));
-    Ok(changes)
+    of_relations(&ancestors(relation)?)
+}
+
+/// The active changes of these tables themselves.
+pub fn of_relations(relations: &[pg_sys::Oid]) -> Result<Vec<Change>, Error> {
+    // Written as a join, so that the index on the relation is used however many changes there are.
+    let sql = format!("{ACTIVE} where c.relation = any ($1::oid[]) and c.relation is not null order by c.id");
+    read(&sql, &[relations.to_vec().into()], change)
 }
 
 /// All active changes.
 pub fn all() -> Result<Vec<Change>, Error> {
     read(&format!("{ACTIVE} where c.relation is not null order by c.id"), &[], change)
+}
+
+/// A rule that an active change has registered for a table, or for what it is a partition or child of.
+pub struct Registered {
+    /// As whom its SQL runs.
+    pub owner: Option<pg_sys::Oid>,
+}
+
+/// Looks a rule up among those that are registered for a table.
+pub fn registered(relation: pg_sys::Oid, rule: &Rule) -> Result<Option<Registered>, Error> {
+    if !extension::is_installed() {
+        return Ok(None);
+    }
+    let found = read(
+        "select g.owner from zdd.change as c left join zdd.guarded as g on g.change_id = c.id
+         where c.relation = any ($1::oid[]) and c.relation is not null and c.rule = $2::jsonb",
+        &[ancestors(relation)?.into(), rule.to_json().into()],
+        |row| Ok(Registered { owner: row.get(1)? }),
+    )?;
+    Ok(found.into_iter().next())
 }
 
 /// Why there is no active change of this name.
@@ -210,6 +291,7 @@ fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
         }),
     };
     Ok(Job {
+        role: get(row, 18)?,
         kind: if kind == JobKind::Contract.as_str() { JobKind::Contract } else { JobKind::Backfill },
         workers: get::<i32>(row, 12)?.unsigned_abs(),
         options: serde_json::from_value(options.0).map_err(|error| Error::Spi(error.to_string()))?,
@@ -221,8 +303,8 @@ fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
 pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Error> {
     let targets: Vec<String> = rule.targets.iter().map(|target| target.name.clone()).collect();
     let id = write(
-        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by)
-         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8) returning id",
+        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by, owner)
+         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9) returning id",
         &[
             rule.change.as_str().into(),
             table.oid().into(),
@@ -232,6 +314,7 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Err
             rule.to_json().into(),
             indexes.to_vec().into(),
             role_name(session_role()).into(),
+            role_name(table.owner()).into(),
         ],
         |row| get(row, 1),
     )?;
@@ -273,9 +356,21 @@ pub fn is_guarded(id: i64) -> Result<bool, Error> {
     Ok(!read(sql, &[id.into()], |row| get::<i32>(row, 1))?.is_empty())
 }
 
-/// Makes the guard watch over the change.
-pub fn set_guarded(id: i64) -> Result<(), Error> {
-    execute("insert into zdd.guarded (change_id) values ($1) on conflict do nothing", &[id.into()])
+/// Makes the guard watch over the change, and lets the SQL of its rule run as the owner of its table if that is who began
+/// it, as far as names tell after a restore.
+pub fn set_guarded(id: i64, owner: pg_sys::Oid) -> Result<(), Error> {
+    execute(
+        "insert into zdd.guarded (change_id, owner)
+         select c.id, case when c.owner = $3 then $2::oid end from zdd.change as c where c.id = $1
+         on conflict do nothing",
+        &[id.into(), owner.into(), role_name(owner).into()],
+    )
+}
+
+/// As whom the SQL of a change's rule runs.
+pub fn rule_owner(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
+    let owner = read("select owner from zdd.guarded where change_id = $1", &[id.into()], |row| Ok(row.get(1)?))?;
+    Ok(owner.into_iter().next().flatten())
 }
 
 /// Writes down that the rule has changed.
@@ -307,11 +402,14 @@ pub fn set_options(
 
 /// Writes down that something is to be done. What stopped it before no longer counts.
 pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions) -> Result<(), Error> {
+    let role = crate::pg::security::current_role();
     let options = serde_json::to_value(options).map_err(|error| Error::Spi(error.to_string()))?;
     execute(
-        "insert into zdd.job (change_id, kind, workers, options, requested_by) values ($1, $2, $3, $4, $5)
+        "insert into zdd.job (change_id, kind, workers, options, requested_by, requested_role)
+         values ($1, $2, $3, $4, $5, $6)
          on conflict (change_id) do update set kind = excluded.kind, workers = excluded.workers,
              options = excluded.options, requested_at = excluded.requested_at, requested_by = excluded.requested_by,
+             requested_role = excluded.requested_role,
              stopped = null, stopped_at = null, stopped_by = null,
              last_error = null, last_error_hint = null, last_error_at = null",
         &[
@@ -320,6 +418,7 @@ pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions
             (workers as i32).into(),
             JsonB(options).into(),
             role_name(session_role()).into(),
+            role.into(),
         ],
     )
 }
@@ -343,10 +442,16 @@ pub fn end_job(id: i64) -> Result<(), Error> {
 
 /// Writes an event on behalf of whoever uses the session.
 pub fn record(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Result<(), Error> {
-    execute(
-        "insert into zdd.event (change_id, change, event, detail, role) values ($1, $2, $3, $4, $5)",
+    add_event(id, name, event, detail).map(drop)
+}
+
+fn add_event(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Result<i64, Error> {
+    let id = write(
+        "insert into zdd.event (change_id, change, event, detail, role) values ($1, $2, $3, $4, $5) returning id",
         &[id.into(), name.into(), event.into(), JsonB(detail).into(), role_name(session_role()).into()],
-    )
+        |row| get(row, 1),
+    )?;
+    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the event".into()))
 }
 
 /// Writes down an error that ends the work on a change.
@@ -354,42 +459,53 @@ pub fn record_error(id: i64, name: &str, error: &Error) -> Result<(), Error> {
     let (detail, hint) = error.detail_and_hint();
     let hint = hint.unwrap_or_else(|| Error::RESUME.into());
     set_error(id, &error.message(), Some(&hint))?;
-    record(id, name, "error", json!({ "error": error.message(), "detail": detail, "hint": hint }))
+    let event = add_event(id, name, "error", json!({ "sqlstate": error.sqlstate() }))?;
+    set_event_error(event, &error.message(), detail.as_deref(), Some(&hint))
+}
+
+/// The text of an error may quote a row, so it is kept where only the table's owner sees it.
+fn set_event_error(event: i64, error: &str, detail: Option<&str>, hint: Option<&str>) -> Result<(), Error> {
+    execute(
+        "insert into zdd.event_error (event_id, error, detail, hint) values ($1, $2, $3, $4)
+         on conflict (event_id) do update set error = excluded.error, detail = excluded.detail, hint = excluded.hint",
+        &[event.into(), error.into(), detail.into(), hint.into()],
+    )
 }
 
 /// Writes down an error after which the work is tried again. What comes again and again takes one event an hour, which
 /// counts.
 pub fn record_retry(change: &Change, error: &Error) -> Result<(), Error> {
     set_error(change.id, &error.message(), None)?;
-    let args = [change.id.into(), error.sqlstate().into(), error.message().into()];
     let counted = write(
-        "update zdd.event set detail = detail || jsonb_build_object('error', $3::text,
+        "update zdd.event set detail = detail || jsonb_build_object(
              'count', (detail->>'count')::bigint + 1, 'last_at', clock_timestamp())
          where id = (
              select max(e.id) from zdd.event as e
              where e.change_id = $1 and e.event = 'retried' and e.detail->>'sqlstate' = $2
                  and e.at > clock_timestamp() - interval '1 hour')
          returning id",
-        &args,
+        &[change.id.into(), error.sqlstate().into()],
         |row| get::<i64>(row, 1),
     )?;
-    if counted.is_empty() {
-        let detail = json!({ "sqlstate": error.sqlstate(), "error": error.message(), "count": 1 });
-        record(change.id, &change.name, "retried", detail)?;
-    }
-    Ok(())
+    let event = match counted.first() {
+        Some(event) => *event,
+        None => {
+            let detail = json!({ "sqlstate": error.sqlstate(), "count": 1 });
+            add_event(change.id, &change.name, "retried", detail)?
+        }
+    };
+    set_event_error(event, &error.message(), None, None)
 }
 
 /// The change that has this column of the table, on either side.
 pub fn change_of_column(relation: pg_sys::Oid, column: &str) -> Result<Option<String>, Error> {
-    let changes = all()?;
+    let changes = of_relations(&[relation])?;
     Ok(changes
         .into_iter()
         .find(|change| {
-            change.relation == relation
-                && (change.rule.source.name == column
-                    || change.rule.source.current_name() == column
-                    || change.rule.targets.iter().any(|target| target.name == column))
+            change.rule.source.name == column
+                || change.rule.source.current_name() == column
+                || change.rule.targets.iter().any(|target| target.name == column)
         })
         .map(|change| change.name))
 }
@@ -717,8 +833,8 @@ pub const BUILDS_INDEX: &str = "builds index ";
 
 /// As `set_doing`, for what has to be ended from outside: whoever stops the job either sees it, or is seen. Returns whether
 /// it may begin.
-pub fn begin_long_work(slot: &Slot, change: &str, doing: &str) -> Result<bool, Error> {
-    if lock(change)?.is_stopped() {
+pub fn begin_long_work(slot: &Slot, claim: &Claim, doing: &str) -> Result<bool, Error> {
+    if claim.lock()?.is_stopped() {
         return Ok(false);
     }
     set_doing(slot, doing, None)?;
@@ -848,40 +964,27 @@ pub fn times(id: i64) -> Result<(i64, i64), Error> {
 fn write<T>(
     sql: &str,
     args: &[DatumWithOid],
-    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+    each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    as_extension(|| {
-        let plan = plan(sql, args)?;
-        Spi::connect_mut(|client| client.update(plan, None, args)?.map(|row| each(&row)).collect())
-    })
+    as_extension(extension::owner()?, |extension| extension.write(sql, args, each))
 }
 
 /// Runs SQL that only reads, also on a standby.
 fn read<T>(
     sql: &str,
     args: &[DatumWithOid],
-    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+    each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    as_extension(|| {
-        let plan = plan(sql, args)?;
-        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
-    })
+    as_extension(extension::owner()?, |extension| extension.read(sql, args, each))
 }
 
-/// The plan of a statement, which the session keeps: each batch runs the same few. They are never given back, since that
-/// must not happen while the process ends; there are only as many as this file has statements.
-fn plan(sql: &str, args: &[DatumWithOid]) -> Result<&'static OwnedPreparedStatement, Error> {
-    thread_local! {
-        static PLANS: RefCell<HashMap<String, &'static OwnedPreparedStatement>> = RefCell::default();
-    }
-    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
-        return Ok(plan);
-    }
-    let types: Vec<PgOid> = args.iter().map(|arg| arg.oid().into()).collect();
-    let plan = Spi::connect(|client| Ok::<_, Error>(client.prepare(sql, &types)?.keep()))?;
-    let plan: &OwnedPreparedStatement = Box::leak(Box::new(plan));
-    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
-    Ok(plan)
+/// Reads a name and a number of the server's own views, if there is a row.
+pub fn number(sql: &str) -> Result<Option<(String, u64)>, Error> {
+    let found = read(sql, &[], |row| {
+        let (name, bytes): (Option<String>, Option<i64>) = (row.get(1)?, row.get(2)?);
+        Ok((name.unwrap_or_default(), bytes.unwrap_or_default().unsigned_abs()))
+    })?;
+    Ok(found.into_iter().next())
 }
 
 fn execute(sql: &str, args: &[DatumWithOid]) -> Result<(), Error> {
@@ -891,13 +994,4 @@ fn execute(sql: &str, args: &[DatumWithOid]) -> Result<(), Error> {
 fn get<T: pgrx::FromDatum + pgrx::IntoDatum>(row: &SpiHeapTupleData, ordinal: usize) -> Result<T, Error> {
     let value: SpiResult<Option<T>> = row.get(ordinal);
     value?.ok_or_else(|| Error::Spi(format!("column {ordinal} of a catalog row is NULL")))
-}
-
-/// Runs `f` with the rights of the extension's owner.
-pub fn as_extension<R>(f: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-    let owner = relation_named("zdd", "change")
-        .and_then(|oid| Table::open(oid, crate::pg::lock::LockMode::AccessShare))
-        .map(|table| table.owner())
-        .ok_or_else(|| Error::Spi("the extension's tables are gone".into()))?;
-    as_role(owner, Confinement::Trusted, f)
 }

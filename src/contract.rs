@@ -1,7 +1,7 @@
 //! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
 
 use crate::backfill::run::count;
-use crate::catalog::{self, Change};
+use crate::catalog::{self, Change, Claim};
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
@@ -22,40 +22,40 @@ pub struct Consent {
 /// Drops the old column. `doing` hears of each step.
 pub fn contract(
     session: &Session,
-    change: &Change,
+    claim: &Claim,
     consent: Consent,
     mut doing: impl FnMut(&str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let name = &change.name;
+    let change = &session.transaction(|| claim.find())?;
     // A worker that is gone may have come as far as its own fence.
     let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
     if !change.has_own_fence() {
         session.transaction(|| check(change, consent))?;
         doing("counts rows")?;
-        refuse_rows(change, &count(session, change)?, consent)?;
+        refuse_rows(change, &count(session, claim)?, consent)?;
     }
     if change.phase == Phase::Expanded {
         doing("fences")?;
         session.transaction(|| {
-            let change = catalog::lock(name)?;
+            let change = claim.lock()?;
             // Counting may have taken long.
             check_usage(&change, consent, false)?;
             ddl::fence(&change)?;
             catalog::set_own_fence(change.id)
         })?;
     }
-    match finish(session, name, own_fence, consent, &mut doing) {
+    match finish(session, claim, own_fence, consent, &mut doing) {
         Ok(lossy) => {
             if lossy > 0 {
                 pgrx::notice!(
                     "{lossy} rows were lossy: the new columns joined would not have given their old value back"
                 );
             }
-            pgrx::info!("{name}: contracted; the old column is gone");
+            pgrx::info!("{}: contracted; the old column is gone", claim.name);
             Ok(())
         }
         Err(error) => loop {
-            match undo(session, change, own_fence) {
+            match undo(session, claim, own_fence) {
                 // Nobody else would take the fence back.
                 Err(late) if session.is_worker() && late.is_transient() => {
                     doing("takes its fence back")?;
@@ -70,26 +70,26 @@ pub fn contract(
 /// The steps behind the fence. Returns the number of lossy rows.
 fn finish(
     session: &Session,
-    name: &str,
+    claim: &Claim,
     own_fence: bool,
     consent: Consent,
     doing: &mut impl FnMut(&str) -> Result<(), Error>,
 ) -> Result<i64, Error> {
-    let change = session.transaction(|| catalog::find(name))?;
+    let change = session.transaction(|| claim.find())?;
     // The old application may have written between the first count and the fence.
     doing("counts rows behind the fence")?;
-    let counts = count(session, &change)?;
+    let counts = count(session, claim)?;
     if own_fence {
         refuse_rows(&change, &counts, consent)?;
     }
     doing("demands NOT NULL")?;
-    if session.transaction(|| ddl::demand_not_null(&catalog::lock(name)?))? {
+    if session.transaction(|| ddl::demand_not_null(&claim.lock()?))? {
         doing("validates NOT NULL")?;
-        session.transaction(|| ddl::validate_not_null(&change))?;
+        session.transaction(|| ddl::validate_not_null(&claim.find()?))?;
     }
     doing("drops the old column")?;
     session.transaction(|| {
-        let change = catalog::lock(name)?;
+        let change = claim.lock()?;
         // Who ran into our own fence gets the column back.
         if own_fence {
             check_usage(&change, consent, true)?;
@@ -100,9 +100,9 @@ fn finish(
 }
 
 /// Takes back what a contract that was refused or cancelled has done.
-fn undo(session: &Session, change: &Change, own_fence: bool) -> Result<(), Error> {
+fn undo(session: &Session, claim: &Claim, own_fence: bool) -> Result<(), Error> {
     session.transaction(|| {
-        let change = catalog::lock(&change.name)?;
+        let change = claim.lock()?;
         match change.phase {
             Phase::Fenced if own_fence => ddl::unfence(&change),
             Phase::Fenced => ddl::stop_demanding_not_null(&change),

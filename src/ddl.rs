@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
+use pgrx::spi::{quote_identifier as quote, quote_literal};
 use serde_json::json;
 
 use crate::binding::Binding;
@@ -11,12 +11,16 @@ use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::guard;
 use crate::guc;
+use crate::pg::gate::{Gate, as_owner};
+use crate::pg::inspect::ObjectId;
 use crate::pg::lock::{self, LockMode};
 use crate::pg::parse::ColumnDefinition;
-use crate::pg::security::{Confinement, as_role, with_settings};
+use crate::pg::security::{acts_for, query, query_strings, role_name};
+use crate::pg::settings::with_settings;
 use crate::pg::subxact::catch;
 use crate::pg::table::{Table, relation_named};
-use crate::pg::trigger::NAME_PREFIX;
+use crate::pg::trigger::{NAME_PREFIX, record_dependencies};
+use crate::pg::{class, worker};
 use crate::phase::Phase;
 use crate::rule::Rule;
 use crate::usage;
@@ -83,13 +87,21 @@ fn backoff(attempt: u32) -> Duration {
 
 /// Who holds locks on the table, a line each, as far as the current role may see what they run.
 fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
+    // A background worker could see more, but what it says is for the table's owner.
+    match class::owner(relation).filter(|_| worker::is_background_worker()) {
+        Some(owner) => as_owner(owner, |_| blockers_as_current_role(relation)),
+        None => blockers_as_current_role(relation),
+    }
+}
+
+fn blockers_as_current_role(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
     let members: Vec<pg_sys::Oid> = lock::tree(relation);
     let sql = "select distinct case when k.pid is null then
              format('prepared transaction %L of role %s, prepared at %s', p.gid, p.owner, p.prepared)
          when a.state is null then
              format('pid %s, %s', k.pid, coalesce(a.usename::text, a.backend_type, 'unknown'))
          else
-             format('pid %s, %s, %s in transaction since %s: %s', k.pid, a.usename, a.state, a.xact_start, left(a.query, 200))
+             format('pid %s, %s, %s since %s: %s', k.pid, a.usename, a.state, a.xact_start, left(a.query, 200))
          end
      from pg_locks as k
      left join pg_stat_activity as a on a.pid = k.pid
@@ -103,33 +115,14 @@ fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
     query_strings(sql, &[members.into()])
 }
 
-/// Runs SQL over PostgreSQL's catalogs that gives one column of text, as the current role.
-pub fn query_strings(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<String>, Error> {
-    with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
-        Spi::connect_mut(|client| {
-            client
-                .update(sql, None, args)?
-                .filter_map(|row| row.get::<String>(1).transpose())
-                .collect::<Result<Vec<_>, _>>()
-        })
-        .map_err(Error::from)
-    })
-}
-
-/// Runs DDL of our own, which the guard lets pass.
-fn execute(sql: &str) -> Result<(), Error> {
-    guard::suspended(|| Spi::connect_mut(|client| client.update(sql, None, &[]).map(drop)))?;
-    Ok(())
+/// Runs DDL of our own on a table and its members, which the guard lets pass.
+fn execute(gate: &Gate, members: &[pg_sys::Oid], sql: &str) -> Result<(), Error> {
+    guard::suspended(members, || gate.execute(sql))
 }
 
 /// Opens a table that must exist.
 pub fn open(relation: pg_sys::Oid, mode: LockMode) -> Result<Table, Error> {
     Table::open(relation, mode).ok_or(Error::NoSuchTable { oid: relation.to_u32() })
-}
-
-/// Runs `f` as the owner of a table.
-pub fn as_owner<R>(owner: pg_sys::Oid, f: impl FnOnce() -> R) -> R {
-    as_role(owner, Confinement::Restricted, f)
 }
 
 /// What `split_column` asks for.
@@ -194,13 +187,6 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
         if table.kind() == 'f' {
             return Err(Error::ForeignPartition { relation, partition: table.name() });
         }
-        let key = "select a.attname::text from pg_partitioned_table as p
-                   join pg_depend as d on d.classid = 'pg_class'::regclass
-                       and d.objid = p.partrelid and d.refobjid = p.partrelid
-                       and d.refclassid = d.classid and d.deptype = 'i'
-                   join pg_attribute as a on a.attrelid = p.partrelid
-                       and a.attnum = d.objsubid
-                   where p.partrelid = $1";
         let source = &request.rule.source.name;
         let other_parent = "select i.inhparent::regclass::text from pg_inherits as i
                    join pg_attribute as a on a.attrelid = i.inhparent and a.attname = $2::text::name and not a.attisdropped
@@ -209,20 +195,21 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
         if let Some(parent) = query_strings(other_parent, &args)?.pop() {
             return Err(Error::OtherParent { relation: table.name(), column: source.clone(), parent });
         }
-        if query_strings(key, &[member.into()])?.contains(source) {
+        if guard::partition_key(member)?.contains(source) {
             return Err(Error::PartitionKey { relation: table.name(), column: source.clone() });
         }
         if let Some(column) = request.columns.iter().find(|column| table.attribute(&column.name).is_some()) {
             return Err(Error::TargetExists { relation: table.name(), column: column.name.clone() });
         }
-        if let Some(trigger) = guard::stranger(member)? {
+        let known: Vec<String> = catalog::of_table(member)?.iter().map(|change| trigger_name(&change.name)).collect();
+        if let Some(trigger) = guard::unmanaged_sync_trigger(member, &known)? {
             return Err(Error::StrangeTrigger { trigger, relation: table.name() });
         }
-        if let Some(trigger) = guard::later_trigger(member, &ours)? {
-            return Err(Error::LateTrigger { relation: table.name(), trigger, ours });
-        }
     }
-    Ok(())
+    match guard::later_trigger(members, &ours)? {
+        Some((relation, trigger)) => Err(Error::LateTrigger { relation, trigger, ours }),
+        None => Ok(()),
+    }
 }
 
 /// Adds the new columns and the sync trigger, and writes the change down.
@@ -240,21 +227,58 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let members = lock_against_all(request.relation, &name, || Ok(()))?;
     check(&members)?;
     let (name, owner) = identity(request.relation)?;
-    as_owner(owner, || {
+    as_owner(owner, |gate| {
         for statement in add_columns(&name, &request.columns) {
-            execute(&statement)?;
+            execute(gate, &members, &statement)?;
         }
-        grant_as_source(request.relation, &name, &request.rule)?;
-        create_triggers(&request.rule, &members)
+        grant_as_source(gate, request.relation, &members, &name, &request.rule)?;
+        create_triggers(gate, &request.rule, &members)
     })?;
     let table = open(request.relation, LockMode::AccessShare)?;
-    let binding = Binding::to_table(request.rule.clone(), &table)?;
+    let binding = Binding::to_table(request.rule.clone(), &table, Some(owner))?;
     notices(&binding, &table);
+    protect_used(&request.rule.change, &members, &binding)?;
     let id = catalog::insert(&request.rule, &table, &request.indexes)?;
-    catalog::set_guarded(id)?;
+    catalog::set_guarded(id, owner)?;
     usage::begin(&trigger_name(&request.rule.change));
     let detail = json!({ "relation": table.name() });
-    catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)
+    drop(table);
+    catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)?;
+    // What else the DDL has set off must not have broken it.
+    match catalog::find_by_id(id)? {
+        Some(change) => guard::check_members(&change, change.relation),
+        None => Ok(()),
+    }
+}
+
+/// Has PostgreSQL protect what the rule uses from being dropped.
+fn protect_used(change: &str, members: &[pg_sys::Oid], binding: &Binding) -> Result<(), Error> {
+    let (trigger, uses) = (trigger_name(change), binding.uses());
+    if uses.is_empty() {
+        return Ok(());
+    }
+    own_triggers(members)?.into_iter().try_for_each(|member| record_dependencies(member, &trigger, &uses))
+}
+
+/// A rule may only use what is built in, or belongs to an extension, a superuser, or somebody for whom the table's owner can
+/// act: others could make it do something else, and a change must not keep them from what is theirs.
+pub fn check_uses(binding: &Binding, owner: pg_sys::Oid) -> Result<(), Error> {
+    let sql = "select coalesce(p.proowner, t.typowner), pg_describe_object(o.class, o.oid, 0)
+        from unnest($1::oid[], $2::oid[]) as o (class, oid)
+        left join pg_proc as p on o.class = 'pg_proc'::regclass and p.oid = o.oid
+        left join pg_type as t on o.class = 'pg_type'::regclass and t.oid = o.oid
+        where not exists (
+                select from pg_depend as d
+                where d.classid = o.class and d.objid = o.oid and d.deptype = 'e')
+            and not exists (select from pg_roles as r where r.oid = coalesce(p.proowner, t.typowner) and r.rolsuper)";
+    let (classes, oids): (Vec<_>, Vec<_>) = binding.uses().iter().map(|ObjectId { class, oid }| (*class, *oid)).unzip();
+    let used = query(sql, &[classes.into(), oids.into()], |row| {
+        Ok((row.get::<pg_sys::Oid>(1)?.unwrap_or_default(), row.get::<String>(2)?.unwrap_or_default()))
+    })?;
+    match used.into_iter().find(|(user, _)| !acts_for(owner, *user)) {
+        Some((user, object)) => Err(Error::ForeignObject { object, user: role_name(user), owner: role_name(owner) }),
+        None => Ok(()),
+    }
 }
 
 /// Existing rows must not get the default, so it is set after the column is there.
@@ -281,7 +305,13 @@ fn add_columns(table: &str, columns: &[ColumnDefinition]) -> Vec<String> {
 }
 
 /// Grants on the new columns what was granted on the old one.
-fn grant_as_source(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<(), Error> {
+fn grant_as_source(
+    gate: &Gate,
+    relation: pg_sys::Oid,
+    members: &[pg_sys::Oid],
+    name: &str,
+    rule: &Rule,
+) -> Result<(), Error> {
     let sql = "select format('GRANT %s (%s) ON %s TO %s%s', x.privilege_type, $3::text, $4::text,
             case x.grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(x.grantee)) end,
             case when x.is_grantable then ' WITH GRANT OPTION' else '' end)
@@ -290,7 +320,7 @@ fn grant_as_source(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<(),
     let columns: Vec<String> = rule.targets.iter().map(|target| quote(&target.name)).collect();
     let args = [relation.into(), rule.source.name.as_str().into(), columns.join(", ").into(), name.into()];
     for statement in query_strings(sql, &args)? {
-        execute(&statement)?;
+        execute(gate, members, &statement)?;
     }
     Ok(())
 }
@@ -303,33 +333,32 @@ fn identity(relation: pg_sys::Oid) -> Result<(String, pg_sys::Oid), Error> {
 
 /// The tables that need a trigger of their own: a partitioned table hands its trigger down to its partitions, which
 /// inheritance does not.
-fn with_own_trigger(members: &[pg_sys::Oid]) -> Result<Vec<String>, Error> {
-    let mut names = Vec::new();
-    for &member in members {
-        let table = open(member, LockMode::AccessShare)?;
-        if !table.is_partition() {
-            names.push(table.name());
-        }
-    }
-    Ok(names)
+fn own_triggers(members: &[pg_sys::Oid]) -> Result<Vec<pg_sys::Oid>, Error> {
+    let sql = "select c.oid from pg_class as c where c.oid = any ($1) and not c.relispartition order by c.oid";
+    Ok(query(sql, &[members.to_vec().into()], |row| Ok(row.get(1)?))?.into_iter().flatten().collect())
 }
 
-fn create_triggers(rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
+fn create_triggers(gate: &Gate, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
     let (trigger, rule) = (quote(trigger_name(&rule.change)), quote_literal(rule.to_json()));
-    with_own_trigger(members)?.into_iter().try_for_each(|table| {
-        execute(&format!(
-            "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION zdd.sync({rule})"
-        ))?;
+    own_triggers(members)?.into_iter().map(class::name).try_for_each(|table| {
+        execute(
+            gate,
+            members,
+            &format!(
+                "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION zdd.sync({rule})"
+            ),
+        )?;
         // What logical replication writes is not carried over, but counted.
-        execute(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"))
+        execute(gate, members, &format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"))
     })
 }
 
-fn drop_triggers(change: &str, members: &[pg_sys::Oid]) -> Result<(), Error> {
+fn drop_triggers(gate: &Gate, change: &str, members: &[pg_sys::Oid]) -> Result<(), Error> {
     let trigger = quote(trigger_name(change));
-    with_own_trigger(members)?
+    own_triggers(members)?
         .into_iter()
-        .try_for_each(|table| execute(&format!("DROP TRIGGER IF EXISTS {trigger} ON {table}")))
+        .map(class::name)
+        .try_for_each(|table| execute(gate, members, &format!("DROP TRIGGER IF EXISTS {trigger} ON {table}")))
 }
 
 fn notices(binding: &Binding, table: &Table) {
@@ -381,11 +410,26 @@ fn lock_table_clearing(change: &Change, clear_the_way: impl Fn() -> Result<(), E
 /// Gives the sync trigger another rule.
 pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
     let table = lock_table(change)?;
-    as_owner(table.owner, || {
-        drop_triggers(&rule.change, &table.members)?;
-        create_triggers(rule, &table.members)
-    })?;
-    catalog::set_rule(change, rule)
+    as_owner(table.owner, |gate| replace_triggers(gate, change, rule, &table.members))?;
+    catalog::set_rule(change, rule)?;
+    protect_rule(change, rule, &table.members)
+}
+
+fn replace_triggers(gate: &Gate, change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
+    drop_triggers(gate, &change.name, members)?;
+    create_triggers(gate, rule, members)
+}
+
+/// After the triggers were replaced: what they use is protected again, and the change is whole.
+fn protect_rule(change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
+    let table = open(change.relation, LockMode::AccessShare)?;
+    let binding = Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id)?)?;
+    drop(table);
+    protect_used(&change.name, members, &binding)?;
+    match catalog::find_by_id(change.id)? {
+        Some(change) => guard::check_members(&change, change.relation),
+        None => Ok(()),
+    }
 }
 
 /// The name of an old column while it is fenced.
@@ -428,20 +472,16 @@ fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
     let from = change.rule.source.current_name();
     let table = lock_table(change)?;
     let detail = json!({ "column": from, "renamed_to": to });
-    as_owner(table.owner, || {
+    as_owner(table.owner, |gate| {
         // A contract that was interrupted may have left it: the old application may write NULLs.
-        drop_not_null_check(&table.name, change)?;
-        execute(&format!(
-            "ALTER TABLE {} RENAME COLUMN {} TO {}",
-            table.name,
-            quote(change.rule.source.current_name()),
-            quote(to)
-        ))?;
-        drop_triggers(&rule.change, &table.members)?;
-        create_triggers(&rule, &table.members)
+        drop_not_null_check(gate, &table, change)?;
+        let (from, to) = (quote(from), quote(to));
+        execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {from} TO {to}", table.name))?;
+        replace_triggers(gate, change, &rule, &table.members)
     })?;
     usage::look_again(&table.members);
     catalog::set_rule(change, &rule)?;
+    protect_rule(change, &rule, &table.members)?;
     catalog::set_phase(change, phase, detail)
 }
 
@@ -455,14 +495,15 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
     // What they were to build is not wanted any longer.
     let table = lock_table_clearing(change, || interrupt(change))?;
     refuse_dependents(change, "roll back", &targets)?;
-    as_owner(table.owner, || {
-        drop_triggers(&change.name, &table.members)?;
-        drop_not_null_check(&table.name, change)?;
+    as_owner(table.owner, |gate| {
+        drop_triggers(gate, &change.name, &table.members)?;
+        drop_not_null_check(gate, &table, change)?;
         let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
-        execute(&format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
+        execute(gate, &table.members, &format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
         let (now, before) = (change.rule.source.current_name(), &change.rule.source.name);
         if now != before {
-            execute(&format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.name, quote(now), quote(before)))?;
+            let (now, before) = (quote(now), quote(before));
+            execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {now} TO {before}", table.name))?;
         }
         Ok::<_, Error>(())
     })?;
@@ -478,10 +519,13 @@ fn not_null_check(change: &Change) -> String {
     format!("zdd_not_null_{}", change.id)
 }
 
-fn drop_not_null_check(table: &str, change: &Change) -> Result<(), Error> {
+fn drop_not_null_check(gate: &Gate, table: &Locked, change: &Change) -> Result<(), Error> {
     let sql = "select conname::text from pg_constraint where conrelid = $1 and conname = $2::text::name";
     match query_strings(sql, &[change.relation.into(), not_null_check(change).into()])?.pop() {
-        Some(name) => execute(&format!("ALTER TABLE {table} DROP CONSTRAINT {}", quote(name))),
+        Some(name) => {
+            let (table, members) = (&table.name, &table.members);
+            execute(gate, members, &format!("ALTER TABLE {table} DROP CONSTRAINT {}", quote(name)))
+        }
         None => Ok(()),
     }
 }
@@ -497,14 +541,11 @@ pub fn demand_not_null(change: &Change) -> Result<bool, Error> {
         return Ok(false);
     }
     let table = lock_table(change)?;
-    as_owner(table.owner, || {
-        drop_not_null_check(&table.name, change)?;
-        execute(&format!(
-            "ALTER TABLE {} ADD CONSTRAINT {} CHECK ({}) NOT VALID",
-            table.name,
-            quote(not_null_check(change)),
-            conditions.join(" AND ")
-        ))
+    as_owner(table.owner, |gate| {
+        drop_not_null_check(gate, &table, change)?;
+        let (check, conditions) = (quote(not_null_check(change)), conditions.join(" AND "));
+        let add = format!("ALTER TABLE {} ADD CONSTRAINT {check} CHECK ({conditions}) NOT VALID", table.name);
+        execute(gate, &table.members, &add)
     })?;
     Ok(true)
 }
@@ -512,13 +553,14 @@ pub fn demand_not_null(change: &Change) -> Result<bool, Error> {
 /// Takes the demand back.
 pub fn stop_demanding_not_null(change: &Change) -> Result<(), Error> {
     let table = lock_table(change)?;
-    as_owner(table.owner, || drop_not_null_check(&table.name, change))
+    as_owner(table.owner, |gate| drop_not_null_check(gate, &table, change))
 }
 
 /// Scans the table for NULLs while reads and writes go on.
 pub fn validate_not_null(change: &Change) -> Result<(), Error> {
     let (name, owner) = identity(change.relation)?;
-    as_owner(owner, || execute(&format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", quote(not_null_check(change)))))
+    let validate = format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", quote(not_null_check(change)));
+    as_owner(owner, |gate| gate.execute(&validate))
 }
 
 /// Drops the old column, catalog updates only.
@@ -526,29 +568,30 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
     check_move(change, Phase::Contracted)?;
     let table = lock_table(change)?;
     refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
-    as_owner(table.owner, || {
-        drop_triggers(&change.name, &table.members)?;
+    as_owner(table.owner, |gate| {
+        drop_triggers(gate, &change.name, &table.members)?;
         // The validated CHECK saves PostgreSQL the scan.
         let set_not_null: Vec<String> =
             not_null_targets(change).map(|target| format!("ALTER COLUMN {target} SET NOT NULL")).collect();
         if !set_not_null.is_empty() {
-            execute(&format!("ALTER TABLE {} {}", table.name, set_not_null.join(", ")))?;
+            let alter = format!("ALTER TABLE {} {}", table.name, set_not_null.join(", "));
+            execute(gate, &table.members, &alter)?;
         }
-        drop_not_null_check(&table.name, change)?;
-        drop_column(&table.members, change.rule.source.current_name())
+        drop_not_null_check(gate, &table, change)?;
+        drop_column(gate, &table.members, change.rule.source.current_name())
     })?;
     usage::look_again(&table.members);
     catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
 }
 
 /// Drops a column from a table and from its children, which may have defined it for themselves too.
-fn drop_column(members: &[pg_sys::Oid], column: &str) -> Result<(), Error> {
+fn drop_column(gate: &Gate, members: &[pg_sys::Oid], column: &str) -> Result<(), Error> {
     for &member in members {
         let table = open(member, LockMode::AccessShare)?;
         let (name, is_there) = (table.name(), table.attribute(column).is_some());
         drop(table);
         if is_there {
-            execute(&format!("ALTER TABLE {name} DROP COLUMN {}", quote(column)))?;
+            execute(gate, members, &format!("ALTER TABLE {name} DROP COLUMN {}", quote(column)))?;
         }
     }
     Ok(())
@@ -588,13 +631,16 @@ pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[Stri
     drop(table);
     let partitions = "select i.inhrelid::oid::text from pg_inherits as i where i.inhparent = $1";
     let partitions = query_strings(partitions, &[relation.into()])?;
-    as_owner(locked.owner, || {
+    let members = &locked.members;
+    as_owner(locked.owner, |gate| {
         if relation_named(&schema, index).is_none() {
-            execute(&format!("CREATE INDEX {} ON ONLY {name} ({})", quote(index), column_list(columns)))?;
+            let create = format!("CREATE INDEX {} ON ONLY {name} ({})", quote(index), column_list(columns));
+            execute(gate, members, &create)?;
         }
         for partition in partitions.iter().filter_map(|oid| oid.parse::<u32>().ok()) {
             if let Some(part) = index_on(partition.into(), columns)? {
-                execute(&format!("ALTER INDEX {}.{} ATTACH PARTITION {part}", quote(&schema), quote(index)))?;
+                let index = format!("{}.{}", quote(&schema), quote(index));
+                execute(gate, members, &format!("ALTER INDEX {index} ATTACH PARTITION {part}"))?;
             }
         }
         Ok(())

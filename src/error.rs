@@ -71,9 +71,17 @@ pub enum Error {
         found: String,
         wanted: String,
     },
-    VolatileExpression {
+    MutableExpression {
         argument: &'static str,
         text: String,
+    },
+    DefaultNotConstant {
+        column: String,
+    },
+    ForeignObject {
+        object: String,
+        user: String,
+        owner: String,
     },
     MissingArgument {
         argument: &'static str,
@@ -263,15 +271,16 @@ pub enum Error {
     },
 
     // Rows.
+    // Their values are left out for those who may not see them.
     UnmatchedValue {
         change: String,
         column: String,
-        value: String,
+        value: Option<String>,
     },
     Conflict {
         change: String,
-        source: String,
-        targets: String,
+        /// Old and new side.
+        sides: Option<[String; 2]>,
     },
     NotNull {
         change: String,
@@ -282,7 +291,7 @@ pub enum Error {
         change: String,
         column: String,
         type_name: String,
-        value: String,
+        value: Option<String>,
     },
 
     // Calls.
@@ -290,6 +299,13 @@ pub enum Error {
         procedure: &'static str,
     },
     NotATrigger,
+    NotAnEventTrigger,
+    NotInstalled,
+    /// The SQL of a rule that no active change has registered.
+    RuleNotRegistered {
+        change: String,
+        relation: String,
+    },
     StrangeTrigger {
         trigger: String,
         relation: String,
@@ -313,6 +329,11 @@ fn parts(code: Code, message: impl Into<String>) -> Parts {
 impl Parts {
     fn detail(mut self, detail: impl Into<String>) -> Parts {
         self.detail = Some(detail.into());
+        self
+    }
+
+    fn detail_of(mut self, detail: Option<String>) -> Parts {
+        self.detail = detail;
         self
     }
 
@@ -429,12 +450,24 @@ impl Error {
             )
             .detail(format!("The expression is {}", shown(text)))
             .hint("Cast the result of the expression."),
-            VolatileExpression { argument, text } => parts(
+            MutableExpression { argument, text } => parts(
                 Code::ERRCODE_INVALID_OBJECT_DEFINITION,
-                format!("the expression of {argument} calls a volatile function: {}", shown(text)),
+                format!("the expression of {argument} is not immutable: {}", shown(text)),
             )
-            .detail("Whether the two sides of a row belong together can only be told if a rule gives the same result every time.")
-            .hint("Use immutable or stable functions; mark your own so if they are."),
+            .detail("The same value must give the same result in every session, worker and year. This expression depends on a setting, on the time or on tables.")
+            .hint("Use immutable functions. Where you know better than PostgreSQL, wrap it: CREATE FUNCTION my_date(text) RETURNS date LANGUAGE sql IMMUTABLE STRICT SET DateStyle = 'ISO, YMD' AS 'SELECT $1::date'; then my_date(...), with its schema."),
+            DefaultNotConstant { column } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("the DEFAULT of new column \"{column}\" is not a constant"),
+            )
+            .detail("It could not be told from what an application has given.")
+            .hint("Use a literal, or an expression over built-in immutable functions; set another default after the contract."),
+            ForeignObject { object, user, owner } => parts(
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("a rule must not use {object} of role \"{user}\""),
+            )
+            .detail(format!("The rule runs with the rights of \"{owner}\", who owns the table. Role \"{user}\" could make it do anything else."))
+            .hint("Use what is built in, or belongs to an extension, to a superuser, or to the owner of the table: for example a function of your own that calls it."),
             MissingArgument { argument } => {
                 parts(Code::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be NULL"))
             }
@@ -703,13 +736,13 @@ impl Error {
                 Code::ERRCODE_CHECK_VIOLATION,
                 format!("value of column \"{column}\" does not match the split rule of change \"{change}\""),
             )
-            .detail(format!("The value is: {}", shown(value)))
+            .detail_of(value.as_ref().map(|value| format!("The value is: {}", shown(value))))
             .hint("The change was made with unmatched => 'error'. zdd.alter_change(change, unmatched => 'null') accepts such values."),
-            Conflict { change, source, targets } => parts(
+            Conflict { change, sides } => parts(
                 Code::ERRCODE_CHECK_VIOLATION,
                 format!("the two sides of change \"{change}\" were written in one statement and do not belong together"),
             )
-            .detail(format!("Old side: {}; new side: {}", shown(source), shown(targets)))
+            .detail_of(sides.as_ref().map(|[old, new]| format!("Old side: {}; new side: {}", shown(old), shown(new))))
             .hint("The change was made with conflict => 'error'. Write one side, or both so that they agree."),
             NotNull { change, relation, column } => parts(
                 Code::ERRCODE_NOT_NULL_VIOLATION,
@@ -720,7 +753,10 @@ impl Error {
                 Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
                 format!("the new columns joined are not a value of column \"{column}\", type {type_name}"),
             )
-            .detail(format!("Change \"{change}\" would write: {}", shown(value)))
+            .detail(match value {
+                Some(value) => format!("Change \"{change}\" would write: {}", shown(value)),
+                None => format!("Change \"{change}\" would write it."),
+            })
             .hint("The old application could not read this value. Write shorter values until the contract, or roll the change back, widen the old column and begin anew."),
             InTransactionBlock { procedure } => parts(
                 Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
@@ -732,6 +768,21 @@ impl Error {
                 Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "zdd.sync is for the triggers that zdd.split_column creates",
             ),
+            NotAnEventTrigger => parts(
+                Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "zdd.guard is for the event triggers of pg_zdd",
+            ),
+            NotInstalled => parts(
+                Code::ERRCODE_UNDEFINED_OBJECT,
+                "the extension pg_zdd is not installed in this database",
+            )
+            .hint("CREATE EXTENSION pg_zdd."),
+            RuleNotRegistered { change, relation } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the rule of the sync trigger on {relation} contains SQL that no active change has registered"),
+            )
+            .detail(format!("It says that it is of change \"{change}\". SQL of a rule runs with the rights of whoever began the change, so it is not taken from a trigger alone."))
+            .hint("In a database that was restored without the data of pg_zdd, drop the trigger and begin the change anew, or restore the data too."),
             StrangeTrigger { trigger, relation } => parts(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("trigger \"{trigger}\" of {relation} is not one that pg_zdd made"),
@@ -833,6 +884,26 @@ impl Error {
                 (parts.detail, parts.hint)
             }
         }
+    }
+
+    /// The same without the values of a row.
+    pub fn without_values(mut self) -> Error {
+        match &mut self {
+            Error::UnmatchedValue { value, .. } | Error::DoesNotFit { value, .. } => *value = None,
+            Error::Conflict { sides, .. } => *sides = None,
+            _ => {}
+        }
+        self
+    }
+
+    /// Whether it quotes values of a row.
+    pub fn has_values(&self) -> bool {
+        matches!(
+            self,
+            Error::UnmatchedValue { value: Some(_), .. }
+                | Error::DoesNotFit { value: Some(_), .. }
+                | Error::Conflict { sides: Some(_), .. }
+        )
     }
 
     /// The message alone, for a report that is not an error.

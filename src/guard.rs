@@ -1,243 +1,549 @@
-//! Refuses DDL that would break an active change. It looks at the state that the DDL leaves behind, not at its text.
+//! Refuses DDL that would break an active change. It looks at the state that the DDL leaves behind, not at its text; only
+//! at what the DDL touched; and only in PostgreSQL's catalogs: it opens and locks no table and runs no code of users.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::HashSet;
 
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, Oid};
 use serde_json::json;
 
-use crate::binding::Binding;
 use crate::catalog::{self, Change};
-use crate::ddl::{foreign_key, query_strings, trigger_name};
+use crate::ddl::{foreign_key, trigger_name};
 use crate::error::Error;
 use crate::guc;
-use crate::pg::lock::{LockMode, tree};
-use crate::pg::security::{acts_for, current_role};
-use crate::pg::subxact::catch;
-use crate::pg::table::Table;
+use crate::pg::inheritance::has_parent;
+use crate::pg::inspect::{ObjectId, default_is_constant};
+use crate::pg::lock::tree;
+use crate::pg::security::{acts_for, current_role, query, query_strings, role_name};
+use crate::pg::trigger::{EventTrigger, NAME_PREFIX};
+use crate::pg::types::ColumnType;
+use crate::pg::{class, extension};
 use crate::phase::Phase;
 use crate::rule::Rule;
 
 thread_local! {
-    static SUSPENDED: Cell<u32> = const { Cell::new(0) };
+    /// The tables that our own DDL is changing right now.
+    static SUSPENDED: RefCell<Vec<Oid>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs DDL of our own, which passes through states that the guard would refuse.
-pub fn suspended<R>(f: impl FnOnce() -> R) -> R {
-    struct Resume;
+/// Runs DDL of our own on these tables, which passes through states that the guard would refuse. What code of users does
+/// meanwhile to other tables is looked at.
+pub fn suspended<R>(tables: &[Oid], f: impl FnOnce() -> R) -> R {
+    struct Resume(usize);
     impl Drop for Resume {
         fn drop(&mut self) {
-            SUSPENDED.set(SUSPENDED.get() - 1);
+            SUSPENDED.with_borrow_mut(|suspended| suspended.truncate(self.0));
         }
     }
-    SUSPENDED.set(SUSPENDED.get() + 1);
-    let _resume = Resume;
+    let _resume = SUSPENDED.with_borrow_mut(|suspended| {
+        let before = Resume(suspended.len());
+        suspended.extend(tables);
+        before
+    });
     f()
 }
 
-/// Called after DDL on these relations, or on anything when `None`, that made these triggers: an error if it breaks a change.
-/// `dropped` are columns, as table and name. A change whose table is gone is over.
-pub fn check(
-    touched: Option<&[pg_sys::Oid]>,
-    triggers: &[pg_sys::Oid],
-    dropped: &[(pg_sys::Oid, String)],
-) -> Result<(), Error> {
-    if SUSPENDED.get() > 0 {
-        return Ok(());
-    }
-    for change in catalog::all()? {
-        if !Table::exists(change.relation) {
-            catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
-            continue;
-        }
-        let members = tree(change.relation);
-        if !guc::guard() || touched.is_some_and(|touched| !members.iter().any(|member| touched.contains(member))) {
-            continue;
-        }
-        // A column of the same name may have been added at once, but what was in it is gone.
-        let lost = dropped.iter().find(|(table, column)| {
-            let mut columns = change.rule.targets.iter().map(|target| target.name.as_str());
-            members.contains(table)
-                && (columns.any(|name| name == column) || change.rule.source.current_name() == column)
-        });
-        if let Some((_, column)) = lost {
-            let message = format!("Column \"{column}\" would be dropped.");
-            return Err(Error::Guard { change: change.name, message, hint: WAIT });
-        }
-        let Some(table) = Table::open(change.relation, LockMode::AccessShare) else { continue };
-        match (check_table(&change, &table), catalog::is_guarded(change.id)?) {
-            (Ok(()), false) => catalog::set_guarded(change.id)?,
-            // A dump brings back the change first, and its triggers one by one.
-            (Err(_), false) => {}
-            (checked, true) => checked?,
-        }
-    }
-    if guc::guard() {
-        check_left_alone(touched.unwrap_or_default())?;
-        check_strangers(triggers)?;
-    }
-    Ok(())
+fn is_suspended(table: Oid) -> bool {
+    SUSPENDED.with_borrow(|suspended| suspended.contains(&table))
 }
 
-/// Called before the extension is dropped: an error while there are active changes.
-pub fn check_extension() -> Result<(), Error> {
+/// Called by the event triggers.
+pub fn on_event(event: &EventTrigger) -> Result<(), Error> {
+    if !extension::is_installed() {
+        return Ok(());
+    }
+    match event.event().as_str() {
+        "ddl_command_start" if event.drops_extension(c"pg_zdd") => check_extension(),
+        "ddl_command_end" => {
+            let commands = commands()?;
+            if guc::guard() {
+                check_used(&commands)?;
+                check_rights(&event.revoked())?;
+                check_relations(&commands)?;
+            }
+            Ok(())
+        }
+        "sql_drop" => check_dropped(&dropped()?),
+        _ => Ok(()),
+    }
+}
+
+/// An error while there are active changes.
+fn check_extension() -> Result<(), Error> {
     let changes: Vec<String> = catalog::all()?.into_iter().map(|change| change.name).collect();
     if changes.is_empty() || !guc::guard() { Ok(()) } else { Err(Error::ActiveChanges { changes }) }
 }
 
+/// Something that a DDL statement has made or altered.
+struct Command {
+    object: ObjectId,
+    tag: String,
+}
+
+impl Command {
+    fn is_of(&self, class: Oid) -> bool {
+        self.object.class == class
+    }
+}
+
+/// What the statement that has ended has made or altered, but for temporary objects and what an extension's script did.
+fn commands() -> Result<Vec<Command>, Error> {
+    let sql = "select classid, objid, command_tag from pg_event_trigger_ddl_commands()
+        where objid is not null and not in_extension and schema_name is distinct from 'pg_temp'
+            and command_tag not in ('COMMENT', 'SECURITY LABEL')";
+    let found = query(sql, &[], |row| {
+        let (class, oid): (Option<Oid>, Option<Oid>) = (row.get(1)?, row.get(2)?);
+        let tag: Option<String> = row.get(3)?;
+        Ok(class.zip(oid).zip(tag).map(|((class, oid), tag)| Command { object: ObjectId { class, oid }, tag }))
+    })?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Something that a statement has dropped.
+struct Dropped {
+    object: ObjectId,
+    column: bool,
+    /// For columns and triggers: schema, table, and their own name.
+    names: Vec<String>,
+}
+
+fn dropped() -> Result<Vec<Dropped>, Error> {
+    let sql =
+        "select classid, objid, objsubid > 0, coalesce(address_names, '{}') from pg_event_trigger_dropped_objects()
+        where not is_temporary and object_type in ('table', 'table column', 'trigger')";
+    query(sql, &[], |row| {
+        let object = ObjectId { class: row.get(1)?.unwrap_or_default(), oid: row.get(2)?.unwrap_or_default() };
+        let names: Vec<Option<String>> = row.get(4)?.unwrap_or_default();
+        Ok(Dropped { object, column: row.get(3)? == Some(true), names: names.into_iter().flatten().collect() })
+    })
+}
+
 const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(...).";
 
-fn check_table(change: &Change, root: &Table) -> Result<(), Error> {
-    let refuse = |message: String, hint| Err(Error::Guard { change: change.name.clone(), message, hint });
-    let trigger = trigger_name(&change.name);
-    for member in tree(root.oid()) {
-        let Some(table) = Table::open(member, LockMode::AccessShare) else { continue };
-        if table.kind() == 'f' {
-            return refuse(format!("{} is a foreign table: its rows cannot be kept in sync.", table.name()), WAIT);
+fn refuse<T>(change: &Change, message: String, hint: &'static str) -> Result<T, Error> {
+    Err(Error::Guard { change: change.name.clone(), message, hint })
+}
+
+/// Whether a relation can be a part of a change at all: it has triggers, or is a partition or child of what may have. This
+/// is all that most DDL pays for.
+fn may_be_managed(relation: Oid) -> bool {
+    !is_suspended(relation)
+        && (class::find(relation).is_some_and(|class| matches!(class.kind, 'r' | 'p' | 'f') && class.has_triggers)
+            || has_parent(relation))
+}
+
+/// A change whose table is gone is over. Columns and sync triggers of the others stay.
+fn check_dropped(dropped: &[Dropped]) -> Result<(), Error> {
+    let whole = |it: &&Dropped| !it.column && it.object.class == pg_sys::RelationRelationId;
+    let tables: Vec<Oid> = dropped.iter().filter(whole).map(|it| it.object.oid).collect();
+    if !tables.is_empty() {
+        for change in catalog::of_relations(&tables)? {
+            catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
         }
-        // A function that the rule calls may be gone, which is PostgreSQL's error.
-        match catch(|| Binding::to_table(change.rule.clone(), &table).map(drop)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return refuse(sentence(&error.message()), WAIT),
-            Err(error) if error.is_about_data() => return refuse(sentence(&error.message()), WAIT),
-            Err(error) => error.rethrow(),
-        }
-        for target in &change.rule.targets {
-            if table.attribute(&target.name).is_some_and(|column| column.not_null) {
-                return refuse(
-                    format!(
-                        "Column \"{}\" of {} would be NOT NULL: the old application writes NULL there.",
-                        target.name,
-                        table.name()
-                    ),
-                    "Define it NOT NULL in split_column: it is enforced for the new application, and set in the contract.",
-                );
+    }
+    if !guc::guard() {
+        return Ok(());
+    }
+    for it in dropped {
+        let Some(name) = it.names.get(2) else { continue };
+        if it.column && may_be_managed(it.object.oid) {
+            // A column of the same name may have been added at once, but what was in it is gone.
+            for change in catalog::of_table(it.object.oid)? {
+                let rule = &change.rule;
+                if rule.source.current_name() == name || rule.targets.iter().any(|target| target.name == *name) {
+                    return refuse(&change, format!("Column \"{name}\" would be dropped."), WAIT);
+                }
+            }
+        } else if it.object.class == pg_sys::TriggerRelationId && name.starts_with(NAME_PREFIX) {
+            let table = "select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+                where n.nspname = $1::text::name and c.relname = $2::text::name";
+            let names = [it.names[0].as_str().into(), it.names[1].as_str().into()];
+            let Some(table) = query(table, &names, |row| Ok(row.get::<Oid>(1)?))?.pop().flatten() else { continue };
+            if is_suspended(table) {
+                continue;
+            }
+            if let Some(change) = change_of_trigger(table, name)? {
+                let message = format!("{} would not have the sync trigger \"{name}\".", class::name(table));
+                return refuse(&change, message, WAIT);
             }
         }
-        if !table.is_partition() && table.owner() != root.owner() {
+    }
+    Ok(())
+}
+
+/// The active change whose sync trigger has this name on this table.
+fn change_of_trigger(table: Oid, trigger: &str) -> Result<Option<Change>, Error> {
+    Ok(catalog::of_table(table)?.into_iter().find(|change| trigger_name(&change.name) == trigger))
+}
+
+/// Checks the changes of all relations that were touched.
+fn check_relations(commands: &[Command]) -> Result<(), Error> {
+    let mut touched: HashSet<Oid> = commands
+        .iter()
+        .filter(|command| command.is_of(pg_sys::RelationRelationId))
+        .map(|command| command.object.oid)
+        .filter(|relation| may_be_managed(*relation))
+        .collect();
+    let triggers: Vec<Oid> =
+        commands.iter().filter(|it| it.is_of(pg_sys::TriggerRelationId)).map(|it| it.object.oid).collect();
+    let made = if triggers.is_empty() { Vec::new() } else { tables_of_triggers(&triggers)? };
+    touched.extend(made.iter().map(|(table, _)| *table).filter(|table| !is_suspended(*table)));
+    for relation in touched {
+        let changes = catalog::of_table(relation)?;
+        for change in &changes {
+            check_change(change, relation)?;
+        }
+        let known: Vec<String> = changes.iter().map(|change| trigger_name(&change.name)).collect();
+        check_unmanaged_triggers(relation, &known, made.contains(&(relation, true)))?;
+    }
+    Ok(())
+}
+
+/// The tables of triggers, and whether these are sync triggers.
+fn tables_of_triggers(triggers: &[Oid]) -> Result<Vec<(Oid, bool)>, Error> {
+    let sync = extension::sync_function().unwrap_or_default();
+    let sql = "select tgrelid, tgfoid = $2 from pg_trigger where oid = any ($1)";
+    query(sql, &[triggers.to_vec().into(), sync.into()], |row| {
+        Ok((row.get(1)?.unwrap_or_default(), row.get(2)? == Some(true)))
+    })
+}
+
+/// Checks a change after DDL on one of its tables.
+fn check_change(change: &Change, touched: Oid) -> Result<(), Error> {
+    let checked = check_members(change, touched);
+    match catalog::is_guarded(change.id)? {
+        true => checked,
+        // A dump brings back the change first, and its triggers one by one.
+        false if checked.is_ok() && check_members(change, change.relation).is_ok() => {
+            catalog::set_guarded(change.id, class::owner(change.relation).unwrap_or_default())
+        }
+        false => Ok(()),
+    }
+}
+
+/// What can be wrong with a touched table and with what inherits from it.
+pub fn check_members(change: &Change, touched: Oid) -> Result<(), Error> {
+    let members = tree(touched);
+    check_columns(change)?;
+    check_owners(change, &members)?;
+    let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
+    if let Some((table, target)) = not_null_columns(&members, &targets)? {
+        return refuse(
+            change,
+            format!("Column \"{target}\" of {table} would be NOT NULL: the old application writes NULL there."),
+            "Define it NOT NULL in split_column: it is enforced for the new application, and set in the contract.",
+        );
+    }
+    for (table, target, default) in defaults(&members, &targets)? {
+        if !default_is_constant(&default) {
             return refuse(
-                format!("{} would have another owner than {}.", table.name(), root.name()),
-                "The rule of a change runs with the rights of one owner: change the owner of all its tables after the contract.",
+                change,
+                format!("The default of column \"{target}\" of {table} would not be a constant."),
+                "It could not be told from what an application has given. Set it after the contract.",
             );
         }
-        for target in &change.rule.targets {
-            if let Some(constraint) = foreign_key(member, &target.name)? {
+    }
+    for &member in &members {
+        for target in &targets {
+            if let Some(constraint) = foreign_key(member, target)? {
                 return refuse(
+                    change,
                     format!(
                         "Foreign key \"{constraint}\" of {} would reject what the old application writes.",
-                        table.name()
+                        class::name(member)
                     ),
                     "Add it after the contract.",
                 );
             }
         }
-        match sync_trigger(member, &trigger, &change.rule)? {
-            None => {
-                return refuse(
-                    format!("{} would not have the sync trigger \"{trigger}\".", table.name()),
-                    if member == root.oid() { WAIT } else { "Do without a child table until the change is over." },
-                );
-            }
-            Some((enabled, _)) if matches!(enabled.as_str(), "D" | "R") => {
-                return refuse(
-                    format!("The sync trigger \"{trigger}\" of {} would not fire for ordinary sessions.", table.name()),
-                    "Leave it enabled; for a bulk load without triggers, SET session_replication_role = replica in that session.",
-                );
-            }
-            Some((_, false)) => {
-                return refuse(
-                    format!("The sync trigger \"{trigger}\" of {} would have another rule.", table.name()),
-                    "Use zdd.alter_change.",
-                );
-            }
-            Some((enabled, _)) if enabled != "A" => {
-                return refuse(
-                    format!(
-                        "The sync trigger \"{trigger}\" of {} would not see what logical replication writes.",
-                        table.name()
-                    ),
-                    "Say ENABLE ALWAYS TRIGGER.",
-                );
-            }
-            Some(_) => {}
-        }
-        if let Some(trigger) = stranger(member)? {
-            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
-        }
-        if let Some(later) = later_trigger(member, &trigger)? {
-            return Err(Error::LateTrigger { relation: table.name(), trigger: later, ours: trigger });
+    }
+    check_kinds(change, &members)?;
+    check_sync_triggers(change, &members)
+}
+
+/// PostgreSQL sees to it that partitions and children have the columns of their parent, of the same types.
+fn check_columns(change: &Change) -> Result<(), Error> {
+    let rule = &change.rule;
+    let columns = rule.targets.iter().map(|target| (target.name.as_str(), target.type_name.as_str()));
+    for (name, type_name) in columns.chain([(rule.source.current_name(), rule.source.type_name.as_str())]) {
+        let table = class::name(change.relation);
+        let Some((oid, typmod)) = class::column_type(change.relation, name) else {
+            return refuse(change, format!("Rule does not fit {table}: it has no column \"{name}\"."), WAIT);
+        };
+        let actual = ColumnType::new(oid, typmod, pg_sys::InvalidOid).name();
+        if actual != type_name {
+            let message = format!("Rule does not fit {table}: column \"{name}\" is of type {actual}, not {type_name}.");
+            return refuse(change, message, WAIT);
         }
     }
     Ok(())
 }
 
-/// A message as a sentence of its own.
-fn sentence(message: &str) -> String {
-    let mut letters = message.chars();
-    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
+/// The owner who began the change has all its tables; partitions may belong to others.
+fn check_owners(change: &Change, members: &[Oid]) -> Result<(), Error> {
+    let Some(owner) = catalog::rule_owner(change.id)? else { return Ok(()) };
+    let sql =
+        "select c.oid from pg_class as c where c.oid = any ($1) and not c.relispartition and c.relowner <> $2 limit 1";
+    let other = query(sql, &[members.to_vec().into(), owner.into()], |row| Ok(row.get::<Oid>(1)?))?.pop().flatten();
+    match other {
+        None => Ok(()),
+        Some(table) => refuse(
+            change,
+            format!(
+                "{} would have another owner than \"{}\", who began the change.",
+                class::name(table),
+                role_name(owner)
+            ),
+            "The rule of a change runs with the rights of one owner: change the owner of all its tables after the contract.",
+        ),
+    }
 }
 
-/// The sync trigger of this name: tgenabled, and whether it carries this rule.
-fn sync_trigger(relation: pg_sys::Oid, name: &str, rule: &Rule) -> Result<Option<(String, bool)>, Error> {
-    let sql = "select t.tgenabled::text || (t.tgargs = convert_to($3::text, 'UTF8') || '\\x00'::bytea)::text
-        from pg_trigger as t
-        where t.tgrelid = $1 and t.tgname = $2::text::name and t.tgfoid = 'zdd.sync()'::regprocedure";
-    let found = query_strings(sql, &[relation.into(), name.into(), rule.to_json().into()])?;
-    Ok(found.first().map(|found| {
-        let (enabled, same_rule) = found.split_at(1);
-        (enabled.to_owned(), same_rule == "true")
-    }))
+fn not_null_columns(members: &[Oid], columns: &[String]) -> Result<Option<(String, String)>, Error> {
+    let sql = "select a.attrelid, a.attname::text from pg_attribute as a
+        where a.attrelid = any ($1) and a.attname = any ($2::text[]::name[]) and a.attnotnull and not a.attisdropped limit 1";
+    let found = query(sql, &[members.to_vec().into(), columns.to_vec().into()], |row| {
+        let table: Option<Oid> = row.get(1)?;
+        Ok((class::name(table.unwrap_or_default()), row.get::<String>(2)?.unwrap_or_default()))
+    })?;
+    Ok(found.into_iter().next())
 }
 
-/// A BEFORE ROW trigger that would fire after the sync trigger of this name. Other sync triggers mind other columns.
-pub fn later_trigger(relation: pg_sys::Oid, ours: &str) -> Result<Option<String>, Error> {
+/// The different defaults of columns: a table that has each, the column, and the expression as PostgreSQL stores it.
+fn defaults(members: &[Oid], columns: &[String]) -> Result<Vec<(String, String, String)>, Error> {
+    let sql = "select min(d.adrelid::oid), a.attname::text, d.adbin::text from pg_attribute as a
+        join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = any ($1) and a.attname = any ($2::text[]::name[]) and a.atthasdef and not a.attisdropped
+        group by a.attname, d.adbin::text";
+    query(sql, &[members.to_vec().into(), columns.to_vec().into()], |row| {
+        let table: Option<Oid> = row.get(1)?;
+        let name = class::name(table.unwrap_or_default());
+        Ok((name, row.get::<String>(2)?.unwrap_or_default(), row.get::<String>(3)?.unwrap_or_default()))
+    })
+}
+
+/// Tables whose rows cannot be kept in sync, or not everywhere.
+fn check_kinds(change: &Change, members: &[Oid]) -> Result<(), Error> {
+    let sql = "select c.oid from pg_class as c where c.oid = any ($1) and c.relkind = 'f' limit 1";
+    if let Some(Some(table)) = query(sql, &[members.to_vec().into()], |row| Ok(row.get::<Oid>(1)?))?.pop() {
+        let message = format!("{} is a foreign table: its rows cannot be kept in sync.", class::name(table));
+        return refuse(change, message, WAIT);
+    }
+    let columns: Vec<&str> = change
+        .rule
+        .targets
+        .iter()
+        .map(|target| target.name.as_str())
+        .chain([change.rule.source.current_name()])
+        .collect();
+    for &member in members.iter().filter(|member| class::find(**member).is_some_and(|class| class.kind == 'p')) {
+        if let Some(column) = partition_key(member)?.into_iter().find(|key| columns.contains(&key.as_str())) {
+            return refuse(
+                change,
+                format!("{} would be partitioned by column \"{column}\".", class::name(member)),
+                "Rows would change their partition with every write of the other application. Partition it after the contract.",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The columns in the partition key of a table, also those in expressions.
+pub fn partition_key(table: Oid) -> Result<Vec<String>, Error> {
+    let sql = "select a.attname::text from pg_partitioned_table as p
+        join pg_depend as d on d.classid = 'pg_class'::regclass and d.objid = p.partrelid and d.refobjid = p.partrelid
+            and d.refclassid = d.classid and d.deptype = 'i'
+        join pg_attribute as a on a.attrelid = p.partrelid and a.attnum = d.objsubid
+        where p.partrelid = $1";
+    query_strings(sql, &[table.into()])
+}
+
+/// Each table has the sync trigger with the change's rule, which fires for all who write, and last.
+fn check_sync_triggers(change: &Change, members: &[Oid]) -> Result<(), Error> {
+    let name = trigger_name(&change.name);
+    let sql = "select m.oid, t.tgenabled::text, t.tgargs = convert_to($4::text, 'UTF8') || '\\x00'::bytea
+        from unnest($1::oid[]) as m (oid)
+        left join pg_trigger as t on t.tgrelid = m.oid and t.tgname = $2::text::name and t.tgfoid = $3
+        where t.oid is null or t.tgenabled <> 'A' or t.tgargs <> convert_to($4::text, 'UTF8') || '\\x00'::bytea
+        limit 1";
+    let sync = extension::sync_function().unwrap_or_default();
+    let args = [members.to_vec().into(), name.as_str().into(), sync.into(), change.rule.to_json().into()];
+    let broken = query(sql, &args, |row| {
+        Ok((row.get::<Oid>(1)?.unwrap_or_default(), row.get::<String>(2)?, row.get::<bool>(3)?))
+    })?;
+    if let Some((table, enabled, same_rule)) = broken.into_iter().next() {
+        let relation = class::name(table);
+        return match enabled.as_deref() {
+            None => refuse(
+                change,
+                format!("{relation} would not have the sync trigger \"{name}\"."),
+                if table == change.relation { WAIT } else { "Do without a child table until the change is over." },
+            ),
+            Some("D" | "R") => refuse(
+                change,
+                format!("The sync trigger \"{name}\" of {relation} would not fire for ordinary sessions."),
+                "Leave it enabled; for a bulk load without triggers, SET session_replication_role = replica in that session.",
+            ),
+            Some(_) if same_rule == Some(false) => refuse(
+                change,
+                format!("The sync trigger \"{name}\" of {relation} would have another rule."),
+                "Use zdd.alter_change.",
+            ),
+            Some(_) => refuse(
+                change,
+                format!("The sync trigger \"{name}\" of {relation} would not see what logical replication writes."),
+                "Say ENABLE ALWAYS TRIGGER.",
+            ),
+        };
+    }
+    match later_trigger(members, &name)? {
+        Some((relation, trigger)) => Err(Error::LateTrigger { relation, trigger, ours: name }),
+        None => Ok(()),
+    }
+}
+
+/// A table, and its BEFORE ROW trigger that would fire after the sync trigger of this name. Other sync triggers mind other
+/// columns.
+pub fn later_trigger(members: &[Oid], ours: &str) -> Result<Option<(String, String)>, Error> {
     // tgtype: 1 row, 2 before, 4 insert, 16 update.
-    let sql = "select t.tgname::text from pg_trigger as t
-        where t.tgrelid = $1 and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0
-            and t.tgfoid <> 'zdd.sync()'::regprocedure and t.tgname::text > $2 collate \"C\"";
-    Ok(query_strings(sql, &[relation.into(), ours.into()])?.pop())
+    let sql = "select t.tgrelid, t.tgname::text from pg_trigger as t
+        where t.tgrelid = any ($1) and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0
+            and t.tgfoid <> $3 and t.tgname::text collate \"C\" > $2 limit 1";
+    let sync = extension::sync_function().unwrap_or_default();
+    let found = query(sql, &[members.to_vec().into(), ours.into(), sync.into()], |row| {
+        let table: Option<Oid> = row.get(1)?;
+        Ok((class::name(table.unwrap_or_default()), row.get::<String>(2)?.unwrap_or_default()))
+    })?;
+    Ok(found.into_iter().next())
 }
 
-/// The names that sync triggers of a table may have.
-fn known_triggers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
-    Ok(catalog::of_table(relation)?.iter().map(|change| trigger_name(&change.name)).collect())
+/// The sync triggers of a table: name and rule.
+fn sync_triggers(relation: Oid) -> Result<Vec<(String, String)>, Error> {
+    let sql =
+        "select tgname::text, convert_from(substr(tgargs, 1, greatest(length(tgargs) - 1, 0)), 'UTF8') from pg_trigger
+        where tgrelid = $1 and tgfoid = $2";
+    let sync = extension::sync_function().unwrap_or_default();
+    query(sql, &[relation.into(), sync.into()], |row| {
+        Ok((row.get(1)?.unwrap_or_default(), row.get(2)?.unwrap_or_default()))
+    })
 }
 
 /// A sync trigger of a table that is of no active change.
-pub fn stranger(relation: pg_sys::Oid) -> Result<Option<String>, Error> {
-    let sql = "select t.tgname::text from pg_trigger as t
-        where t.tgrelid = $1 and t.tgfoid = 'zdd.sync()'::regprocedure";
-    let known = known_triggers(relation)?;
-    Ok(query_strings(sql, &[relation.into()])?.into_iter().find(|trigger| !known.contains(trigger)))
+pub fn unmanaged_sync_trigger(relation: Oid, known: &[String]) -> Result<Option<String>, Error> {
+    Ok(sync_triggers(relation)?.into_iter().map(|(name, _)| name).find(|name| !known.contains(name)))
 }
 
-/// A child that leaves its parent would keep the trigger, but no longer belong to the change.
-fn check_left_alone(touched: &[pg_sys::Oid]) -> Result<(), Error> {
-    for relation in touched.iter().filter(|relation| Table::exists(**relation)) {
-        if let Some(trigger) = stranger(*relation)?
-            && let Some(change) = catalog::all()?.into_iter().find(|change| trigger_name(&change.name) == trigger)
+/// Sync triggers are pg_zdd's to make. A child that leaves its parent must not keep one. Where there is no change, as in a
+/// database restored without its data, the owner may make one: it does nothing but what its text says.
+fn check_unmanaged_triggers(relation: Oid, known: &[String], made: bool) -> Result<(), Error> {
+    for (trigger, rule) in sync_triggers(relation)?.into_iter().filter(|(name, _)| !known.contains(name)) {
+        let of = Rule::from_json(&rule).ok().map(|rule| rule.change);
+        if let Some(change) = of.and_then(|name| catalog::find(&name).ok())
+            && trigger_name(&change.name) == trigger
+            && !made
         {
-            let message = format!("A table would leave the change with its sync trigger \"{trigger}\".");
-            return Err(Error::Guard { change: change.name, message, hint: WAIT });
+            return refuse(
+                &change,
+                format!("A table would leave the change with its sync trigger \"{trigger}\"."),
+                WAIT,
+            );
+        }
+        let owner = class::owner(relation).unwrap_or_default();
+        if made && !(known.is_empty() && acts_for(current_role(), owner)) {
+            return Err(Error::StrangeTrigger { trigger, relation: class::name(relation) });
         }
     }
     Ok(())
 }
 
-/// A sync trigger runs SQL of its rule with the rights of the table's owner, so nobody else may make one; and in a table
-/// with a change nobody may, since a second one would break its writes.
-fn check_strangers(triggers: &[pg_sys::Oid]) -> Result<(), Error> {
-    let sql = "select t.tgrelid::oid::text from pg_trigger as t
-        where t.oid = any ($1) and t.tgfoid = 'zdd.sync()'::regprocedure";
-    for relation in query_strings(sql, &[triggers.to_vec().into()])? {
-        let Some(table) = relation.parse().ok().and_then(|oid: u32| Table::open(oid.into(), LockMode::AccessShare))
-        else {
+/// A change whose rule uses an object, by the dependency of its sync trigger.
+struct Use {
+    object: ObjectId,
+    table: Oid,
+    trigger: String,
+}
+
+/// The sync triggers that use one of these objects, or one in them if they are schemas.
+fn uses(objects: &[ObjectId]) -> Result<Vec<Use>, Error> {
+    let sql = "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
+        from unnest($1::oid[], $2::oid[]) as o (class, oid)
+        join pg_depend as d on d.refclassid = o.class and d.refobjid = o.oid and d.classid = 'pg_trigger'::regclass
+        join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3
+        where o.class <> 'pg_class'::regclass
+        union
+        select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
+        from unnest($1::oid[], $2::oid[]) as o (class, oid)
+        join (
+            select p.pronamespace, 'pg_proc'::regclass::oid, p.oid from pg_proc as p
+            where p.pronamespace = any ($2)
+            union all
+            select y.typnamespace, 'pg_type'::regclass::oid, y.oid from pg_type as y
+            where y.typnamespace = any ($2)
+        ) as m (schema, class, oid) on o.class = 'pg_namespace'::regclass and m.schema = o.oid
+        join pg_depend as d on d.refclassid = m.class and d.refobjid = m.oid and d.classid = 'pg_trigger'::regclass
+        join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3";
+    let (classes, oids): (Vec<Oid>, Vec<Oid>) = objects.iter().map(|object| (object.class, object.oid)).unzip();
+    let sync = extension::sync_function().unwrap_or_default();
+    query(sql, &[classes.into(), oids.into(), sync.into()], |row| {
+        let object = ObjectId { class: row.get(1)?.unwrap_or_default(), oid: row.get(2)?.unwrap_or_default() };
+        Ok(Use { object, table: row.get(3)?.unwrap_or_default(), trigger: row.get(4)?.unwrap_or_default() })
+    })
+}
+
+/// A description of an object for people.
+fn describe(object: ObjectId) -> Result<String, Error> {
+    let sql = "select coalesce(pg_describe_object($1, $2, 0), 'an object')";
+    Ok(query_strings(sql, &[object.class.into(), object.oid.into()])?.pop().unwrap_or_default())
+}
+
+/// Refuses to alter what the rules of changes use. A function may get another body, as long as it stays immutable.
+fn check_used(commands: &[Command]) -> Result<(), Error> {
+    let altered: Vec<ObjectId> = commands
+        .iter()
+        .filter(|command| command.tag.starts_with("ALTER ") || command.tag == "CREATE FUNCTION")
+        .filter_map(|command| match command.object.class {
+            // What uses a table uses the type of its rows.
+            pg_sys::RelationRelationId => {
+                let oid = class::find(command.object.oid)?.row_type;
+                (oid != pg_sys::InvalidOid).then_some(ObjectId { class: pg_sys::TypeRelationId, oid })
+            }
+            _ => Some(command.object),
+        })
+        .collect();
+    if altered.is_empty() {
+        return Ok(());
+    }
+    for used in uses(&altered)?.into_iter().filter(|used| !is_suspended(used.table)) {
+        let replaced = commands.iter().any(|it| it.object == used.object && it.tag == "CREATE FUNCTION");
+        if replaced && is_immutable(used.object.oid)? {
             continue;
-        };
-        let may = acts_for(current_role(), table.owner()) && known_triggers(table.oid())?.is_empty();
-        if let Some(trigger) = stranger(table.oid())?
-            && !may
-        {
-            return Err(Error::StrangeTrigger { trigger, relation: table.name() });
+        }
+        if let Some(change) = change_of_trigger(used.table, &used.trigger)? {
+            return refuse(&change, format!("Its rule uses {}.", describe(used.object)?), WAIT);
+        }
+    }
+    Ok(())
+}
+
+fn is_immutable(function: Oid) -> Result<bool, Error> {
+    let sql = "select 'yes' from pg_proc where oid = $1 and provolatile = 'i' and not proretset and prokind = 'f'";
+    Ok(!query_strings(sql, &[function.into()])?.is_empty())
+}
+
+/// Refuses to take rights away that the SQL of rules needs.
+fn check_rights(revoked: &[ObjectId]) -> Result<(), Error> {
+    if revoked.is_empty() {
+        return Ok(());
+    }
+    let sql = "select 'lost' from pg_proc as p
+        where p.oid = $1 and not (has_function_privilege($2, p.oid, 'execute') and has_schema_privilege($2, p.pronamespace, 'usage'))";
+    for used in uses(revoked)?.into_iter().filter(|used| used.object.class == pg_sys::ProcedureRelationId) {
+        let Some(change) = change_of_trigger(used.table, &used.trigger)? else { continue };
+        let Some(owner) = catalog::rule_owner(change.id)? else { continue };
+        if !query_strings(sql, &[used.object.oid.into(), owner.into()])?.is_empty() {
+            let message =
+                format!("Its rule uses {}, which \"{}\" could not call.", describe(used.object)?, role_name(owner));
+            return refuse(&change, message, WAIT);
         }
     }
     Ok(())

@@ -28,13 +28,13 @@ extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
 extension_sql_file!("../sql/views.sql", name = "views", requires = ["catalog"]);
 extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["catalog"]);
 extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views", "usage"], finalize);
-extension_sql_file!("../sql/guard.sql", name = "guard", requires = [api::check_guard, api::check_move, "sync"]);
+extension_sql_file!("../sql/guard.sql", name = "guard", requires = [api::check_move, "sync"]);
 extension_sql_file!(
     "../sql/usage.sql",
     name = "usage",
     requires = ["catalog", api::usage_of_change, api::usage_info, api::reset_usage]
 );
-extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views"]);
+extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views", "usage", "guard"]);
 
 /// Called when the library is loaded.
 #[allow(non_snake_case)]

@@ -8,8 +8,10 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 
 use crate::binding::Binding;
+use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::pg::inval;
+use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::Table;
 use crate::pg::trigger::RowTrigger;
 use crate::rule::Rule;
@@ -53,28 +55,31 @@ pub fn of_trigger(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
     if let Some(plan) = known {
         return Ok(plan);
     }
-    let plan = bind(Rule::from_json(&trigger.argument())?, &trigger.table())?;
+    let (rule, table) = (Rule::from_json(&trigger.argument())?, trigger.table());
+    // The transaction's own snapshot may be older than the change.
+    let registered = with_latest_snapshot(|| catalog::registered(table.oid(), &rule))?;
+    let plan = bind(rule, &table, registered.and_then(|registered| registered.owner))?;
     let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
     drop(replaced);
     Ok(plan)
 }
 
-/// A rule for a table that is locked.
-pub fn of_rule(rule: &Rule, table: &Table) -> Result<Rc<Plan>, Error> {
-    let key = (table.oid(), rule.to_json());
+/// The rule of a change for a table that is locked.
+pub fn of_change(change: &Change, table: &Table) -> Result<Rc<Plan>, Error> {
+    let key = (table.oid(), change.rule.to_json());
     let known = PLANS.with(|plans| plans.borrow().by_rule.get(&key).filter(|plan| !plan.stale.get()).cloned());
     if let Some(plan) = known {
         return Ok(plan);
     }
-    let plan = bind(rule.clone(), table)?;
+    let plan = bind(change.rule.clone(), table, catalog::rule_owner(change.id)?)?;
     let replaced = PLANS.with(|plans| plans.borrow_mut().by_rule.insert(key, Rc::clone(&plan)));
     drop(replaced);
     Ok(plan)
 }
 
-fn bind(rule: Rule, table: &Table) -> Result<Rc<Plan>, Error> {
+fn bind(rule: Rule, table: &Table, owner: Option<pg_sys::Oid>) -> Result<Rc<Plan>, Error> {
     inval::listen(forget);
-    let binding = Binding::to_table(rule, table)?;
+    let binding = Binding::to_table(rule, table, owner)?;
     Ok(Rc::new(Plan { binding, relation: table.oid(), stale: Cell::new(false) }))
 }
 

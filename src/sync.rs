@@ -7,12 +7,13 @@ use pgrx::pg_sys;
 
 use crate::binding::Binding;
 use crate::error::Error;
+use crate::pg::security::may_select;
 use crate::pg::session::is_replica;
 use crate::pg::trigger::RowTrigger;
 use crate::pg::value::{Value, Values};
 use crate::plans;
 use crate::rule::Unmatched;
-use crate::rule::state::{self, Action, InsertFacts, Side, UpdateFacts};
+use crate::rule::state::{self, Action, Side, UpdateFacts};
 use crate::usage;
 
 /// Handles one row. Returns the tuple to write.
@@ -24,13 +25,26 @@ pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
     }
     let plan = plans::of_trigger(trigger)?;
     let binding = &plan.binding;
-    if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) }
+    let written = if trigger.is_update() { update(binding, trigger) } else { insert(binding, trigger) };
+    written.map_err(|error| match error.has_values() && !may_see_values(binding, trigger) {
+        true => error.without_values(),
+        false => error,
+    })
+}
+
+/// Whether the current role may see both sides of a row that it has written, as PostgreSQL asks it for the values in its own
+/// errors.
+fn may_see_values(binding: &Binding, trigger: &RowTrigger) -> bool {
+    let names = binding.rule.targets.iter().map(|target| target.name.as_str());
+    let root = trigger.table().root();
+    let columns: Vec<&str> = names.chain([binding.rule.source.current_name()]).collect();
+    may_select(root, &columns)
 }
 
 fn insert(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
     let row = trigger.new_row();
     let (source, targets) = (binding.source_of(&row), binding.targets_of(&row));
-    let given = InsertFacts { source: binding.source_side(source), targets: binding.targets_side(&targets) };
+    let given = binding.given(source, &targets);
     let conflict = binding.rule.conflict;
     if trigger.is_on_partition() && was_moved(binding, trigger, source, &targets) {
         return Ok(trigger.unchanged());
@@ -138,7 +152,7 @@ fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Valu
         return Err(Error::UnmatchedValue {
             change: binding.rule.change.clone(),
             column: binding.rule.source.name.clone(),
-            value: binding.source_text(source),
+            value: Some(binding.source_text(source)),
         });
     }
     if binding.same_targets(targets, &values) {
@@ -190,7 +204,9 @@ fn check_not_null(binding: &Binding, trigger: &RowTrigger, targets: &[Value]) ->
 fn conflict_error(binding: &Binding, source: Value, targets: &[Value]) -> Error {
     Error::Conflict {
         change: binding.rule.change.clone(),
-        source: format!("{} = {}", binding.rule.source.name, binding.source_text(source)),
-        targets: binding.targets_text(targets),
+        sides: Some([
+            format!("{} = {}", binding.rule.source.name, binding.source_text(source)),
+            binding.targets_text(targets),
+        ]),
     }
 }

@@ -8,10 +8,30 @@ mod tests {
     use crate::ddl::trigger_name;
     use crate::error::Error;
     use crate::pg::expr::Expressions;
-    use crate::pg::parse::column_definitions;
+    use crate::pg::gate::{Gate, as_owner_for_caller};
+    use crate::pg::parse::{self, ColumnDefinition};
+    use crate::pg::security::current_role;
     use crate::pg::subxact::catch;
     use crate::pg::types::ColumnType;
     use crate::pg::value::{Value, Values};
+
+    fn behind_gate<R>(f: impl FnOnce(&Gate) -> R) -> R {
+        as_owner_for_caller(current_role(), f)
+    }
+
+    fn column_definitions(text: &str) -> Result<Vec<ColumnDefinition>, Error> {
+        behind_gate(|gate| parse::column_definitions(gate, text))
+    }
+
+    fn compile(columns: &[(&str, &ColumnType)], expressions: &[(&str, &ColumnType)]) -> Result<Expressions, Error> {
+        behind_gate(|gate| Expressions::compile(gate, "split_sql", columns, expressions))
+    }
+
+    fn evaluate(compiled: &Expressions, value: Value) -> Values {
+        let mut results = Values::new();
+        behind_gate(|gate| compiled.evaluate(gate, &[value], &mut results));
+        results
+    }
 
     fn column_type(definition: &str) -> ColumnType {
         column_definitions(&format!("c {definition}")).unwrap().remove(0).column_type
@@ -100,40 +120,58 @@ mod tests {
     #[pg_test]
     fn expressions_see_the_columns_of_their_side_only() {
         let (street, number) = (column_type("text"), column_type("integer"));
-        let compiled =
-            Expressions::compile("split_sql", &[("street", &street)], &[("length(street)", &number)]).unwrap();
-        let mut results = Values::new();
-        compiled.evaluate(&[text("Elm")], &mut results);
-        assert_eq!(number.decode(&results[0]).as_deref(), Some("3"));
-        let unknown = catch(|| Expressions::compile("split_sql", &[("street", &street)], &[("city", &street)]).is_ok());
+        let compiled = compile(&[("street", &street)], &[("length(street)", &number)]).unwrap();
+        assert_eq!(number.decode(&evaluate(&compiled, text("Elm"))[0]).as_deref(), Some("3"));
+        let unknown = catch(|| compile(&[("street", &street)], &[("city", &street)]).is_ok());
         assert!(unknown.is_err_and(|error| error.code() == PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN));
     }
 
     #[pg_test]
     fn expressions_do_nothing_but_compute() {
         let street = column_type("text");
-        let compile = |expression: &str| {
-            catch(|| Expressions::compile("split_sql", &[("street", &street)], &[(expression, &street)]).err())
-        };
+        let refused = |expression: &str| catch(|| compile(&[("street", &street)], &[(expression, &street)]).err());
         for expression in
             ["street, street", "street from pg_class", "street; drop table t", "max(street)", "(select 'x')"]
         {
-            let refused = compile(expression);
-            assert!(!matches!(refused, Ok(None)), "{expression}");
+            assert!(!matches!(refused(expression), Ok(None)), "{expression}");
         }
-        assert!(matches!(compile("random()::text"), Ok(Some(Error::VolatileExpression { .. }))));
-        assert!(matches!(compile("now()"), Ok(None)));
+        for expression in ["random()::text", "now()", "street::date", "current_user", "to_char(1.5, 'L9')"] {
+            assert!(matches!(refused(expression), Ok(Some(Error::MutableExpression { .. }))), "{expression}");
+        }
+        assert!(matches!(refused("upper(street)"), Ok(None)));
     }
 
     #[pg_test]
     fn an_expression_goes_on_after_an_error() {
         let (street, number) = (column_type("text"), column_type("integer"));
-        let compiled =
-            Expressions::compile("split_sql", &[("street", &street)], &[("street::integer", &number)]).unwrap();
-        let mut results = Values::new();
-        assert!(catch(|| compiled.evaluate(&[text("x")], &mut results)).is_err());
-        compiled.evaluate(&[text("5")], &mut results);
-        assert_eq!(number.decode(&results[0]).as_deref(), Some("5"));
+        let compiled = compile(&[("street", &street)], &[("street::integer", &number)]).unwrap();
+        assert!(catch(|| evaluate(&compiled, text("x"))).is_err());
+        assert_eq!(number.decode(&evaluate(&compiled, text("5"))[0]).as_deref(), Some("5"));
+    }
+
+    #[pg_test]
+    fn a_default_is_a_constant() {
+        Spi::run("create function public.f() returns text language sql immutable return 'x'").unwrap();
+        for default in ["'x'", "lower('X')", "'x'::varchar(3)", "null", "('a' || 'b')"] {
+            assert!(column_definitions(&format!("c text default {default}")).is_ok(), "{default}");
+        }
+        for default in ["now()", "current_user", "random()::text", "public.f()", "'u-' || current_user"] {
+            let refused = column_definitions(&format!("c text default {default}")).err();
+            assert!(matches!(refused, Some(Error::DefaultNotConstant { .. })), "{default}");
+        }
+    }
+
+    #[pg_test]
+    fn the_gate_leaves_no_setting_behind() {
+        let before = Spi::get_one::<String>("select current_setting('search_path')").unwrap();
+        behind_gate(|gate| {
+            gate.execute(
+                "select set_config('search_path', 'pg_temp', false), set_config('zdd.lock_timeout', '7ms', false)",
+            )
+            .unwrap();
+        });
+        assert_eq!(Spi::get_one::<String>("select current_setting('search_path')").unwrap(), before);
+        assert_eq!(Spi::get_one::<String>("show zdd.lock_timeout").unwrap().as_deref(), Some("200ms"));
     }
 
     #[pg_test]

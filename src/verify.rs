@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
+use pgrx::spi::{quote_identifier as quote, quote_literal};
 
 use crate::binding::Binding;
 use crate::catalog::Change;
-use crate::ddl::{as_owner, open};
+use crate::ddl::open;
 use crate::error::Error;
+use crate::pg::gate::as_owner;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
 use crate::pg::session::with_latest_snapshot;
@@ -109,8 +110,8 @@ pub fn verify(change: &Change) -> Result<Counts, Error> {
     let mut counts = Counts::default();
     for relation in tables(change.relation) {
         let table = open(relation, LockMode::AccessShare)?;
-        let binding = Binding::to_table(change.rule.clone(), &table)?;
-        as_owner(table.owner(), || count(&binding, &table, 0..table.blocks(), &mut counts))?;
+        let plan = plans::of_change(change, &table)?;
+        count(&plan.binding, &table, 0..table.blocks(), &mut counts)?;
     }
     Ok(counts)
 }
@@ -131,35 +132,35 @@ fn find(
     lossy: &mut Vec<Mismatch>,
 ) -> Result<(), Error> {
     struct Enough;
-    let binding = Binding::to_table(change.rule.clone(), table)?;
-    let scan = as_owner(table.owner(), || {
-        sides(&binding, table, 0..table.blocks(), |row, source, targets| {
-            if found.len() >= max_rows {
-                return Err(Enough);
-            }
-            let kind = match binding.state(source, targets) {
-                RowState::Unmatched => "unmatched",
-                RowState::Pending => "pending",
-                RowState::Diverged => "diverged",
-                _ if binding.null_violation(targets).is_some() => "null_violation",
-                RowState::Lossy => {
-                    if lossy.len() < max_rows {
-                        lossy.push(Mismatch { relation: table.oid(), tid: row.tid(), kind: "lossy" });
-                    }
-                    return Ok(());
+    let plan = plans::of_change(change, table)?;
+    let binding = &plan.binding;
+    let scan = sides(binding, table, 0..table.blocks(), |row, source, targets| {
+        if found.len() >= max_rows {
+            return Err(Enough);
+        }
+        let kind = match binding.state(source, targets) {
+            RowState::Unmatched => "unmatched",
+            RowState::Pending => "pending",
+            RowState::Diverged => "diverged",
+            _ if binding.null_violation(targets).is_some() => "null_violation",
+            RowState::Lossy => {
+                if lossy.len() < max_rows {
+                    lossy.push(Mismatch { relation: table.oid(), tid: row.tid(), kind: "lossy" });
                 }
-                RowState::InSync => return Ok(()),
-            };
-            found.push(Mismatch { relation: table.oid(), tid: row.tid(), kind });
-            Ok(())
-        })
+                return Ok(());
+            }
+            RowState::InSync => return Ok(()),
+        };
+        found.push(Mismatch { relation: table.oid(), tid: row.tid(), kind });
+        Ok(())
     });
     let (Ok(()) | Err(Enough)) = scan;
     Ok(())
 }
 
 /// A row of `zdd.mismatches`.
-pub type MismatchRow = (pg_sys::Oid, Option<pgrx::JsonB>, String, Option<String>, Option<pgrx::JsonB>, String);
+pub type MismatchRow =
+    (pg_sys::Oid, Option<pgrx::JsonB>, pg_sys::ItemPointerData, Option<String>, Option<pgrx::JsonB>, String);
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
@@ -182,33 +183,28 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
             primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
         let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
         let sql = format!(
-            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1::tid",
+            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1",
             if key.is_empty() { "null::jsonb".to_owned() } else { object(&key) },
             quote(change.rule.source.current_name()),
             object(&targets),
             table.name(),
         );
-        let rows = as_owner(table.owner(), || {
-            Spi::connect(|client| {
-                let args = [pg_sys::PgBuiltInOids::TEXTOID.oid()];
-                let statement = client.prepare(sql.replace("$1::tid", "$1::text::tid").as_str(), &args)?;
-                let mut rows = Vec::new();
-                for mismatch in found {
-                    for row in client.select(&statement, Some(1), &[mismatch.tid.to_string().into()])? {
-                        rows.push((
-                            mismatch.relation,
-                            row.get(1)?,
-                            mismatch.tid.to_string(),
-                            row.get(2)?,
-                            row.get(3)?,
-                            mismatch.kind.to_owned(),
-                        ));
-                    }
-                }
-                Ok::<_, pgrx::spi::SpiError>(rows)
+        let mut mismatches = found.iter();
+        let tids = found.iter().map(|mismatch| [mismatch.tid.into()]);
+        as_owner(table.owner(), |gate| {
+            gate.for_each(&sql, [pg_sys::PgBuiltInOids::TIDOID], tids, |row| {
+                let Some(mismatch) = mismatches.next() else { return Ok(()) };
+                result.push((
+                    mismatch.relation,
+                    row.get(1)?,
+                    mismatch.tid.pack(),
+                    row.get(2)?,
+                    row.get(3)?,
+                    mismatch.kind.to_owned(),
+                ));
+                Ok(())
             })
         })?;
-        result.extend(rows);
     }
     Ok(result)
 }
@@ -252,7 +248,7 @@ pub fn preview(
     for relation in tables {
         let table = open(relation, LockMode::AccessShare)?;
         let binding = bind(&table)?;
-        as_owner(table.owner(), || sample(&binding, &table, share, &mut preview))?;
+        sample(&binding, &table, share, &mut preview)?;
     }
     Ok(preview)
 }
@@ -323,6 +319,6 @@ pub fn count_piece(
     counts: &mut Counts,
 ) -> Result<(), Error> {
     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
-    let plan = plans::of_rule(&change.rule, &table)?;
-    as_owner(table.owner(), || with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts)))
+    let plan = plans::of_change(change, &table)?;
+    with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts))
 }

@@ -5,14 +5,13 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use crate::backfill::run;
-use crate::catalog::{self, Change, JobKind, Slot};
+use crate::catalog::{self, Change, Claim, JobKind, Slot};
 use crate::contract::{self, Consent};
 use crate::error::Error;
 use crate::guc;
-use crate::pg::lock;
 use crate::pg::session::Session;
-use crate::pg::table::relation_named;
 use crate::pg::worker::{self, Ending, Order};
+use crate::pg::{extension, lock};
 
 const WORKER: &core::ffi::CStr = c"pg_zdd worker";
 const RESUMER: &core::ffi::CStr = c"pg_zdd resumer";
@@ -128,7 +127,9 @@ pub fn launch_helper(change: &Change) -> Result<(), Error> {
 pub fn work(session: &Session, order: Order) {
     let done = match order.change {
         0 => resume(session),
-        change => match session.transaction(|| if is_installed() { catalog::find_by_id(change) } else { Ok(None) }) {
+        change => match session
+            .transaction(|| if extension::is_installed() { catalog::find_by_id(change) } else { Ok(None) })
+        {
             Ok(Some(change)) => work_for(session, change),
             other => other.map(drop),
         },
@@ -138,16 +139,12 @@ pub fn work(session: &Session, order: Order) {
     }
 }
 
-fn is_installed() -> bool {
-    relation_named("zdd", "job").is_some()
-}
-
 /// Starts workers for all that is unfinished in this database. If it has the last free slot itself, it does the work.
 fn resume(session: &Session) -> Result<(), Error> {
     worker::show_activity(Some("pg_zdd: looks for unfinished work"));
     let mut left = session.transaction(|| {
         let mut left = Vec::new();
-        if is_installed() {
+        if extension::is_installed() {
             for change in catalog::unfinished()? {
                 if launch_missing(&change, u64::MAX)? == Launched::None {
                     left.push(change);
@@ -164,10 +161,8 @@ fn work_for(session: &Session, change: Change) -> Result<(), Error> {
     // Much can have happened until there was a place.
     let (id, name) = (change.id, change.name);
     let Some(change) = session.transaction(|| catalog::find_by_id(id))? else { return Ok(()) };
-    if wanted_workers(&change).is_none() {
-        return Ok(());
-    }
-    match session.whole(|| run_job(session, slot, change)) {
+    let Some(claim) = Claim::of_job(&change).filter(|_| wanted_workers(&change).is_some()) else { return Ok(()) };
+    match session.whole(|| run_job(session, &claim, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),
     }
@@ -193,16 +188,16 @@ fn take_slot(change: &Change, workers: u32) -> Option<Slot> {
     })
 }
 
-fn run_job(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
+fn run_job(session: &Session, claim: &Claim, slot: Slot, change: Change) -> Result<(), Error> {
     match &change.job {
         Some(job) if job.kind == JobKind::Contract => {
             let options = job.options;
             let consent = Consent { accept_unmatched: options.accept_unmatched, force: options.force };
-            contract::contract(session, &change, consent, |what| show(session, &slot, &change.name, what, None))
+            contract::contract(session, claim, consent, |what| show(session, &slot, &change.name, what, None))
         }
         // The session that called for the backfill splits the rows.
-        Some(job) if job.workers == 0 => run::build_indexes(session, slot, &change),
-        _ => run::work(session, slot, change),
+        Some(job) if job.workers == 0 => run::build_indexes(session, claim.clone(), slot, &change),
+        _ => run::work(session, claim.clone(), slot, change),
     }
 }
 
@@ -215,10 +210,10 @@ pub fn show(session: &Session, slot: &Slot, change: &str, what: &str, waiting_fo
 }
 
 /// The same for what has to be ended from outside. Returns whether it may begin.
-pub fn show_long_work(session: &Session, slot: &Slot, change: &str, what: &str) -> Result<bool, Error> {
-    let begins = session.transaction(|| catalog::begin_long_work(slot, change, what))?;
+pub fn show_long_work(session: &Session, slot: &Slot, claim: &Claim, what: &str) -> Result<bool, Error> {
+    let begins = session.transaction(|| catalog::begin_long_work(slot, claim, what))?;
     if begins {
-        show_title(session, change, what, None);
+        show_title(session, &claim.name, what, None);
     }
     Ok(begins)
 }
@@ -232,10 +227,9 @@ fn show_title(session: &Session, change: &str, what: &str, waiting_for: Option<&
 
 /// Writes down why a job came to nothing, unless nobody wants it any longer, which is reason enough.
 fn give_up(id: i64, name: &str, error: &Error) -> Result<(), Error> {
-    match catalog::lock(name) {
-        Ok(change) if change.id == id && change.job.as_ref().is_some_and(|job| job.stopped.is_none()) => {}
-        Ok(_) | Err(Error::Final { .. }) => return Ok(()),
-        Err(error) => return Err(error),
+    match catalog::lock_by_id(id)? {
+        Some(change) if change.job.as_ref().is_some_and(|job| job.stopped.is_none()) => {}
+        _ => return Ok(()),
     }
     catalog::record_error(id, name, error)?;
     catalog::stop_job(id, "error")

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use smallvec::smallvec;
 
-use pgrx::spi::{Spi, quote_identifier as quote};
+use pgrx::pg_sys::PgBuiltInOids;
+use pgrx::spi::quote_identifier as quote;
 
 use super::plan::{Visit, Work};
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
-use crate::ddl::as_owner;
 use crate::error::Error;
+use crate::pg::gate::{Gate, as_owner};
 use crate::pg::page::{Destinations, PAGE_SIZE};
 use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
@@ -56,21 +57,21 @@ pub fn run(
     task: Task,
     destinations: &mut Destinations,
 ) -> Result<Outcome, Error> {
-    let plan = plans::of_rule(&change.rule, table)?;
+    let plan = plans::of_change(change, table)?;
     // No change can begin while we hold a lock on the table.
     let others = catalog::of_table(table.oid())?
         .iter()
         .filter(|other| other.id != change.id)
-        .map(|other| plans::of_rule(&other.rule, table))
+        .map(|other| plans::of_change(other, table))
         .collect::<Result<Vec<_>, _>>()?;
     let others: Vec<&Binding> = others.iter().map(|plan| &plan.binding).collect();
     let binding = &plan.binding;
     let start = Instant::now();
     let mut outcome = Outcome::default();
-    as_owner(table.owner(), || {
+    as_owner(table.owner(), |gate| {
         with_latest_snapshot(|| match task {
-            Task::SplitFiringTriggers => touch(binding, table, visit.blocks.clone(), &mut outcome),
-            _ => write(binding, &others, table, visit, task, destinations, &mut outcome),
+            Task::SplitFiringTriggers => touch(gate, binding, table, visit.blocks.clone(), &mut outcome),
+            _ => write(gate, binding, &others, table, visit, task, destinations, &mut outcome),
         })
     })?;
     outcome.work.time = start.elapsed();
@@ -80,7 +81,9 @@ pub fn run(
 
 /// Writes rows without their triggers, and so does for other changes of the table what their sync triggers would do: a
 /// row that moves must not stay pending, or their backfills could miss it.
+#[allow(clippy::too_many_arguments)]
 fn write(
+    gate: &Gate,
     binding: &Binding,
     others: &[&Binding],
     table: &Table,
@@ -96,7 +99,7 @@ fn write(
     };
     columns.extend(others.iter().copied().flat_map(targets));
     let overhead = MOST_OVERHEAD * columns.len();
-    let mut writer = Writer::new(table, columns, destinations);
+    let mut writer = Writer::new(gate, table, columns, destinations);
     let mut room: Option<Room> = None;
     rows(table, visit.blocks.clone(), |row| {
         outcome.work.seen += 1;
@@ -124,7 +127,7 @@ fn write(
                 let (source, targets) = (other.source_of(row), other.targets_of(row));
                 values.extend(self::values(other, Task::Split, source, &targets).unwrap_or(targets));
             }
-            match writer.write(row, &values) {
+            match writer.write(gate, row, &values) {
                 Written::Done => {
                     outcome.work.written += 1;
                     room.written(size, need);
@@ -221,7 +224,13 @@ fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Op
 }
 
 /// Updates pending rows in a way that changes nothing by itself: the sync trigger splits what it finds pending.
-fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Outcome) -> Result<(), Error> {
+fn touch(
+    gate: &Gate,
+    binding: &Binding,
+    table: &Table,
+    blocks: Range<u32>,
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
     let mut pending = Vec::new();
     sides(binding, table, blocks, |row, source, targets| {
         outcome.work.seen += 1;
@@ -231,24 +240,25 @@ fn touch(binding: &Binding, table: &Table, blocks: Range<u32>, outcome: &mut Out
         Ok::<_, Error>(())
     })?;
     let (name, column) = (table.name(), quote(binding.rule.source.current_name()));
-    let this = format!("{name} where ctid operator(pg_catalog.=) $1::text::tid");
-    Spi::connect_mut(|client| {
-        let types = [pgrx::pg_sys::PgBuiltInOids::TEXTOID.oid()];
-        let lock =
-            client.prepare_mut(format!("select 1 from only {this} for no key update skip locked").as_str(), &types)?;
-        let update = client.prepare_mut(
-            format!("update only {name} set {column} = {column} where ctid operator(pg_catalog.=) $1::text::tid")
-                .as_str(),
-            &types,
-        )?;
-        for tid in pending {
-            if client.update(&lock, None, &[tid.to_string().into()])?.is_empty() {
-                outcome.skip(tid);
-            } else {
-                outcome.work.written += client.update(&update, None, &[tid.to_string().into()])?.len() as u64;
-            }
+    let this = format!("{name} where ctid operator(pg_catalog.=) $1");
+    let lock = format!("select ctid from only {this} for no key update skip locked");
+    let update = format!("update only {name} set {column} = {column} where ctid operator(pg_catalog.=) $1 returning 1");
+    for tid in pending {
+        let arguments = || std::iter::once([tid.into()]);
+        let (mut locked, mut written) = (false, 0);
+        gate.for_each(&lock, [PgBuiltInOids::TIDOID], arguments(), |_| {
+            locked = true;
+            Ok(())
+        })?;
+        if locked {
+            gate.for_each(&update, [PgBuiltInOids::TIDOID], arguments(), |_| {
+                written += 1;
+                Ok(())
+            })?;
+            outcome.work.written += written;
+        } else {
+            outcome.skip(tid);
         }
-        Ok::<_, pgrx::spi::SpiError>(())
-    })?;
+    }
     Ok(())
 }

@@ -5,30 +5,32 @@ use pgrx::pg_sys;
 use pgrx::spi::quote_identifier as quote;
 use serde_json::json;
 
-use crate::catalog::{self, Change};
-use crate::ddl::{self, open, query_strings};
+use crate::catalog::{self, Change, Claim};
+use crate::ddl::{self, open};
 use crate::error::Error;
-use crate::guard;
 use crate::pg::lock::{LockMode, tree};
+use crate::pg::security::query_strings;
 use crate::pg::session::Session;
 use crate::pg::table::{Table, new_index_name};
 
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
 /// it. Where the backfill has a limit, it goes at the pace of autovacuum.
 pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Result<(), Error> {
-    let name = session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|table| table.name())))?;
-    let Some(name) = name else { return Ok(()) };
+    let table =
+        session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|it| (it.name(), it.owner()))))?;
+    let Some((name, owner)) = table else { return Ok(()) };
     let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
     let columns = ddl::column_list(&targets);
     let delay = if change.max_rows_per_second > 0 { "'2ms'" } else { "DEFAULT" };
-    session.top_level(&format!("SET vacuum_cost_delay = {delay}"))?;
-    session.top_level(&format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name} ({columns})"))
+    session.top_level(owner, &format!("SET vacuum_cost_delay = {delay}"))?;
+    session.top_level(owner, &format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name} ({columns})"))
 }
 
 /// Builds the indexes that are not there yet, in the table and all its partitions or children, while reads and writes go
 /// on, unless one may not begin. Partitions come before what they are partitions of, whose index is then made of theirs.
 pub fn build(
     session: &Session,
+    claim: &Claim,
     change: &Change,
     mut begin: impl FnMut(&str) -> Result<bool, Error>,
 ) -> Result<(), Error> {
@@ -42,7 +44,7 @@ pub fn build(
                     if !begin(&format!("{}{}", catalog::BUILDS_INDEX, to_do.name))? {
                         return Ok(());
                     }
-                    to_do.build(session, change)?;
+                    to_do.build(session, claim)?;
                 }
             }
         }
@@ -65,6 +67,7 @@ pub fn are_built(change: &Change) -> Result<bool, Error> {
 /// An index that is to be built.
 struct ToDo {
     relation: pg_sys::Oid,
+    owner: pg_sys::Oid,
     table: String,
     schema: String,
     name: String,
@@ -90,6 +93,7 @@ fn to_do(change: &Change, relation: pg_sys::Oid, columns: &[String]) -> Result<O
     catalog::set_built_index(change.id, relation, columns, &name)?;
     Ok(Some(ToDo {
         relation,
+        owner: table.owner(),
         table: table.name(),
         schema: table.schema(),
         name,
@@ -100,22 +104,21 @@ fn to_do(change: &Change, relation: pg_sys::Oid, columns: &[String]) -> Result<O
 }
 
 impl ToDo {
-    fn build(&self, session: &Session, change: &Change) -> Result<(), Error> {
+    fn build(&self, session: &Session, claim: &Claim) -> Result<(), Error> {
         let (name, columns) = (quote(&self.name), ddl::column_list(&self.columns));
         if self.is_partitioned {
-            return session.transaction(|| {
-                ddl::index_partitioned(&catalog::lock(&change.name)?, self.relation, &self.columns, &self.name)
-            });
+            return session
+                .transaction(|| ddl::index_partitioned(&claim.lock()?, self.relation, &self.columns, &self.name));
         }
         if self.is_leftover {
             let drop = format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", quote(&self.schema));
-            guard::suspended(|| session.top_level(&drop))?;
+            session.top_level(self.owner, &drop)?;
         }
         let create = format!("CREATE INDEX CONCURRENTLY {name} ON {} ({columns})", self.table);
-        guard::suspended(|| session.top_level(&create))?;
+        session.top_level(self.owner, &create)?;
         session.transaction(|| {
             let detail = json!({ "table": self.table, "index": self.name, "columns": self.columns });
-            catalog::record(change.id, &change.name, "index_built", detail)
+            catalog::record(claim.id, &claim.name, "index_built", detail)
         })
     }
 }

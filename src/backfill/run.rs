@@ -13,13 +13,13 @@ use super::plan::{
 };
 use super::throttle::Courtesy;
 use super::{index, signals};
-use crate::catalog::{self, Batch, Change, Job, JobKind, JobOptions, Remaining, Slot};
+use crate::catalog::{self, Batch, Change, Claim, Job, JobKind, JobOptions, Remaining, Slot};
 use crate::error::Error;
 use crate::guc;
 use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::page::Destinations;
-use crate::pg::security::with_settings;
 use crate::pg::session::{Session, wal_bytes};
+use crate::pg::settings::with_settings;
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::pg::worker;
@@ -57,8 +57,8 @@ enum End {
 }
 
 /// Writes down that a backfill is to be done by so many background workers, or by this session when there are none.
-pub fn request(name: &str, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
-    let change = catalog::lock(name)?;
+pub fn request(claim: &Claim, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
+    let change = claim.lock()?;
     let options = JobOptions { fire_triggers, ..JobOptions::default() };
     match &change.job {
         Some(Job { stopped: Some(stopped), .. }) if !stopped.by_error => {
@@ -71,8 +71,8 @@ pub fn request(name: &str, workers: u32, fire_triggers: bool) -> Result<Change, 
     }
     let resumed = prepare(&change, change.phase != Phase::Expanding)?;
     let event = if resumed { "backfill_resumed" } else { "backfill_started" };
-    catalog::record(change.id, name, event, json!({ "workers": workers }))?;
-    catalog::find(name)
+    catalog::record(change.id, &change.name, event, json!({ "workers": workers }))?;
+    claim.find()
 }
 
 /// Sees to it that every table has lanes, and begins them again if `anew`: an attached partition may have brought rows
@@ -101,12 +101,12 @@ fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
 }
 
 /// Runs a backfill in the session that calls it, until every row is split, and moves the change to `expanded` if it is.
-pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<(), Error> {
-    let change = session.transaction(|| request(name, 0, fire_triggers))?;
-    let mut run = Run::new(session, catalog::take_slot(change.id, None), change);
+pub fn backfill(session: &Session, claim: &Claim, fire_triggers: bool) -> Result<(), Error> {
+    let change = session.transaction(|| request(claim, 0, fire_triggers))?;
+    let mut run = Run::new(session, claim.clone(), catalog::take_slot(change.id, None), change);
     let ended = run.complete();
-    let id = run.change.id;
-    match (session.transaction(|| catalog::find(name)), ended) {
+    let (id, name) = (claim.id, claim.name.as_str());
+    match (session.transaction(|| claim.find()), ended) {
         // Whatever came in the way, the change was given up meanwhile.
         (Err(Error::Final { phase, .. }), _) => {
             pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
@@ -128,17 +128,18 @@ pub fn backfill(session: &Session, name: &str, fire_triggers: bool) -> Result<()
 }
 
 /// Works on a backfill in a background worker that has a place.
-pub fn work(session: &Session, slot: Slot, change: Change) -> Result<(), Error> {
-    Run::new(session, Some(slot), change).complete().map(drop)
+pub fn work(session: &Session, claim: Claim, slot: Slot, change: Change) -> Result<(), Error> {
+    Run::new(session, claim, Some(slot), change).complete().map(drop)
 }
 
 /// Builds the indexes that a session's backfill waits for.
-pub fn build_indexes(session: &Session, slot: Slot, change: &Change) -> Result<(), Error> {
-    Run::new(session, Some(slot), change.clone()).build_indexes()
+pub fn build_indexes(session: &Session, claim: Claim, slot: Slot, change: &Change) -> Result<(), Error> {
+    Run::new(session, claim, Some(slot), change.clone()).build_indexes()
 }
 
 struct Run<'s> {
     session: &'s Session,
+    claim: Claim,
     slot: Option<Slot>,
     change: Change,
     sizer: BatchSizer,
@@ -169,12 +170,13 @@ struct Run<'s> {
 }
 
 impl<'s> Run<'s> {
-    fn new(session: &'s Session, slot: Option<Slot>, change: Change) -> Run<'s> {
+    fn new(session: &'s Session, claim: Claim, slot: Option<Slot>, change: Change) -> Run<'s> {
         let now = Instant::now();
         let courtesy = Courtesy::new(batch_target(&change));
         let sharers = change.job.as_ref().map_or(1, |job| job.workers.max(1));
         Run {
             session,
+            claim,
             slot,
             sizer: BatchSizer::new(courtesy.target()),
             courtesy,
@@ -227,7 +229,7 @@ impl<'s> Run<'s> {
             }
             let begun = self.change.phase;
             let Some(_finisher) = self.become_finisher()? else { return Ok(End::LeftToOthers) };
-            match self.session.transaction(|| catalog::find(&name)) {
+            match self.session.transaction(|| self.claim.find()) {
                 Ok(change) if change.phase == begun && change.job.is_some() => self.change = change,
                 // Somebody else was quicker.
                 Ok(change) => {
@@ -239,7 +241,8 @@ impl<'s> Run<'s> {
             }
             self.doing("verifies", None)?;
             let mut since = Instant::now();
-            let counts = count_while(self.session, &self.change.clone(), || {
+            let claim = self.claim.clone();
+            let counts = count_while(self.session, &claim, || {
                 self.leave_time(since.elapsed());
                 since = Instant::now();
                 Ok(!self.follow()?)
@@ -250,7 +253,7 @@ impl<'s> Run<'s> {
             if !again {
                 return self.finish(&counts);
             }
-            self.session.transaction(|| prepare(&catalog::lock(&name)?, true))?;
+            self.session.transaction(|| prepare(&self.claim.lock()?, true))?;
         }
         Ok(End::Finished)
     }
@@ -346,7 +349,14 @@ impl<'s> Run<'s> {
         if self.last_look.is_some_and(|look| look.elapsed() < LOOK_INTERVAL) {
             return Ok(None);
         }
-        let reason = self.session.transaction(|| Ok(signals::read(&self.change).wait_for(&signals::limits())))?;
+        let reason = self.session.transaction(|| {
+            let signals = signals::read(&self.change);
+            // What it says is for the table's owner alone.
+            if let Err(error) = &signals.condition {
+                catalog::set_error(self.change.id, &format!("run_if cannot be evaluated: {error}"), None)?;
+            }
+            Ok(signals.wait_for(&signals::limits()))
+        })?;
         self.last_look = reason.is_none().then(Instant::now);
         match reason {
             // Whoever waits must hear of a pause, of other settings and of the end of the change.
@@ -375,7 +385,7 @@ impl<'s> Run<'s> {
 
     /// Learns of other settings; another limit begins to count anew. Returns whether there is nothing more to wait for.
     fn follow(&mut self) -> Result<bool, Error> {
-        match self.session.transaction(|| catalog::find(&self.change.name)) {
+        match self.session.transaction(|| self.claim.find()) {
             Ok(change) => {
                 if change.max_rows_per_second != self.change.max_rows_per_second {
                     self.begin_limit();
@@ -462,7 +472,7 @@ impl<'s> Run<'s> {
     fn begin_long_work(&mut self, what: &str) -> Result<bool, Error> {
         let Some(slot) = &self.slot else { return Ok(true) };
         (self.doing, self.waiting) = (what.to_owned(), None);
-        show_long_work(self.session, slot, &self.change.name, what)
+        show_long_work(self.session, slot, &self.claim, what)
     }
 
     fn tell(&self, text: &str) {
@@ -476,7 +486,7 @@ impl<'s> Run<'s> {
     /// One batch of a lane, or of the blocks that were skipped once all lanes are done.
     fn step(&mut self) -> Result<Step, Error> {
         // Read anew each time: alter_change, pause, fence or rollback may have come in between.
-        self.change = catalog::find(&self.change.name)?;
+        self.change = self.claim.find()?;
         if self.change.is_stopped() {
             return Ok(Step::Stopped);
         }
@@ -638,14 +648,14 @@ impl<'s> Run<'s> {
                 format_count(counts.pending.unsigned_abs()),
                 format_count(counts.diverged.unsigned_abs()),
             );
-            self.session.transaction(|| end_own_job(&name))?;
+            self.session.transaction(|| end_own_job(&self.claim))?;
             return Ok(End::Finished);
         }
         if !self.tidy()? {
             return Ok(End::Stopped);
         }
         let phase = self.session.transaction(|| {
-            let change = catalog::lock(&name)?;
+            let change = self.claim.lock()?;
             if change.is_stopped() {
                 return Ok(None);
             }
@@ -689,7 +699,8 @@ impl<'s> Run<'s> {
     fn build_indexes(&mut self) -> Result<(), Error> {
         let (session, change) = (self.session, self.change.clone());
         for failures in 1.. {
-            match index::build(session, &change, |what| self.begin_long_work(what)) {
+            let claim = self.claim.clone();
+            match index::build(session, &claim, &change, |what| self.begin_long_work(what)) {
                 Ok(()) => break,
                 Err(error) => self.back_off(error, failures)?,
             }
@@ -743,8 +754,8 @@ fn batch_target(change: &Change) -> Duration {
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
-fn end_own_job(name: &str) -> Result<(), Error> {
-    let change = catalog::lock(name)?;
+fn end_own_job(claim: &Claim) -> Result<(), Error> {
+    let change = claim.lock()?;
     match change.job {
         Some(Job { workers: 0, .. }) => catalog::end_job(change.id),
         _ => Ok(()),
@@ -758,31 +769,31 @@ fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
 }
 
 /// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
-pub fn count(session: &Session, change: &Change) -> Result<Counts, Error> {
-    count_while(session, change, || Ok(true)).map(Option::unwrap_or_default)
+pub fn count(session: &Session, claim: &Claim) -> Result<Counts, Error> {
+    count_while(session, claim, || Ok(true)).map(Option::unwrap_or_default)
 }
 
 /// The same, for as long as it is wanted: asked before each piece.
 fn count_while(
     session: &Session,
-    change: &Change,
+    claim: &Claim,
     mut wanted: impl FnMut() -> Result<bool, Error>,
 ) -> Result<Option<Counts>, Error> {
     let mut counts = Counts::default();
-    for (relation, blocks) in sizes(session, change)? {
+    for (relation, blocks) in sizes(session, claim)? {
         for piece in verify::pieces(blocks) {
             if !wanted()? {
                 return Ok(None);
             }
-            session.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
+            session.transaction(|| verify::count_piece(&claim.find()?, relation, piece.clone(), &mut counts))?;
         }
     }
     Ok(Some(counts))
 }
 
-fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
+fn sizes(session: &Session, claim: &Claim) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
     session.transaction(|| {
-        Ok(verify::tables(change.relation)
+        Ok(verify::tables(claim.find()?.relation)
             .into_iter()
             .filter_map(|oid| Some((oid, Table::open(oid, LockMode::AccessShare)?.blocks())))
             .collect())
@@ -790,17 +801,21 @@ fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, 
 }
 
 /// Settles all diverged rows by one side.
-pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Error> {
-    session.transaction(|| check_repair(change, task))?;
+pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error> {
+    let change = session.transaction(|| {
+        let change = claim.find()?;
+        check_repair(&change, task)?;
+        Ok(change)
+    })?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
     let mut destinations = Destinations::default();
-    for (relation, blocks) in sizes(session, change)? {
+    for (relation, blocks) in sizes(session, claim)? {
         let mut next = 0;
         while next < blocks {
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = session.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                batch::run(change, &table, &Visit::only(next..end), task, &mut destinations)
+                batch::run(&claim.find()?, &table, &Visit::only(next..end), task, &mut destinations)
             })?;
             repaired += outcome.work.written;
             if outcome.skipped.is_empty() {
@@ -812,7 +827,7 @@ pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Erro
             }
         }
     }
-    let counts = count(session, change)?;
+    let counts = count(session, claim)?;
     session.transaction(|| {
         let detail = json!({ "rows": repaired, "winner": if task == Task::NewWins { "new" } else { "old" } });
         catalog::record(change.id, &change.name, "repaired", detail)

@@ -1,15 +1,12 @@
 //! Reads what a backfill looks at before it goes on.
 
-use pgrx::spi::{Spi, SpiResult};
-
 use super::throttle::{Limits, Reading, Signals};
-use crate::catalog::{Change, as_extension};
-use crate::ddl::as_owner;
+use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::guc;
-use crate::pg::lock::LockMode;
+use crate::pg::class;
+use crate::pg::gate::as_owner;
 use crate::pg::subxact::catch;
-use crate::pg::table::Table;
 
 const REPLICATION_LAG: &str = "select coalesce(nullif(application_name, ''), pid::text),
         greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(replay_lsn, flush_lsn, write_lsn, sent_lsn, '0/0')), 0)::bigint
@@ -27,7 +24,7 @@ const CHECKPOINT_DISTANCE: &str = "select 'checkpoint'::text,
 /// Reads all signals, for a change.
 pub fn read(change: &Change) -> Signals {
     let limits = limits();
-    let or_off = |limit: u64, sql: &str| if limit == 0 { Ok(None) } else { caught(|| number(sql)) };
+    let or_off = |limit: u64, sql: &str| if limit == 0 { Ok(None) } else { caught(|| catalog::number(sql)) };
     Signals {
         replication_lag: or_off(limits.replication_lag, REPLICATION_LAG),
         slot_backlog: or_off(limits.slot_backlog, SLOT_BACKLOG),
@@ -54,29 +51,16 @@ fn caught<T>(f: impl FnOnce() -> Result<T, Error>) -> Reading<T> {
     }
 }
 
-/// A name and a number, if there is a row.
-fn number(sql: &str) -> Result<Option<(String, u64)>, Error> {
-    as_extension(|| {
-        Spi::connect(|client| {
-            let Some(row) = client.select(sql, Some(1), &[])?.next() else { return Ok(None) };
-            let name: Option<String> = row.get(1)?;
-            let bytes: Option<i64> = row.get(2)?;
-            Ok(Some((name.unwrap_or_default(), bytes.unwrap_or_default().unsigned_abs())))
-        })
-        .map_err(|error: pgrx::spi::SpiError| error.into())
-    })
-}
-
 /// Evaluates a change's condition with the rights of the table's owner.
 pub fn condition(change: &Change, sql: &str) -> Result<bool, Error> {
-    let owner = Table::open(change.relation, LockMode::AccessShare)
-        .map(|table| table.owner())
-        .ok_or_else(|| Error::TableGone { change: change.name.clone() })?;
-    as_owner(owner, || {
-        let found: SpiResult<Option<bool>> = Spi::connect(|client| {
-            client.select(format!("select ({sql}\n)::boolean").as_str(), Some(1), &[])?.first().get(1)
-        });
-        // Neither NULL nor no row says that all is well.
-        Ok(found?.unwrap_or(false))
-    })
+    let owner = class::owner(change.relation).ok_or_else(|| Error::TableGone { change: change.name.clone() })?;
+    // Neither NULL nor no row says that all is well.
+    let mut holds = false;
+    as_owner(owner, |gate| {
+        gate.for_each(&format!("select ({sql}\n)::boolean"), [], std::iter::once([]), |row| {
+            holds = row.get(1)?.unwrap_or(false);
+            Ok(())
+        })
+    })?;
+    Ok(holds)
 }

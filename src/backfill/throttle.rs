@@ -54,7 +54,7 @@ impl Signals {
                 Ok(_) => None,
             })
             .or_else(|| match &self.condition {
-                Err(error) => unreadable("run_if", error),
+                Err(_) => Some("run_if, which cannot be evaluated: see last_error".to_owned()),
                 Ok(Some(false)) => Some("run_if to be true".to_owned()),
                 Ok(_) => None,
             })

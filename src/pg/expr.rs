@@ -1,10 +1,12 @@
 //! SQL expressions over the columns of one side of a change, parsed once and evaluated per row.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::gate::Gate;
+use super::inspect::{ObjectId, UserObjects};
 use super::memory::Memory;
 use super::parse::{c_text, expression};
 use super::types::ColumnType;
@@ -15,19 +17,14 @@ use crate::error::Error;
 /// Compiled expressions over the same columns.
 pub struct Expressions {
     planned: Vec<*mut pg_sys::Expr>,
-    slot: *mut pg_sys::TupleTableSlot,
+    descriptor: pg_sys::TupleDesc,
     inputs: usize,
-    /// Rebuilt in each transaction, and after an error: functions keep state in it that ends with either.
-    running: Cell<Option<Running>>,
-    /// Holds everything above; dropped last.
-    memory: Memory,
-}
-
-#[derive(Clone, Copy)]
-struct Running {
-    transaction: pg_sys::TimestampTz,
-    context: *mut pg_sys::ExprContext,
-    states: *mut *mut pg_sys::ExprState,
+    /// What they use that is not built in.
+    uses: Vec<ObjectId>,
+    /// What is not in use right now.
+    idle: RefCell<Vec<Evaluation>>,
+    /// Holds the plans and the descriptor; dropped last.
+    _memory: Memory,
 }
 
 /// The columns that expressions may name.
@@ -36,9 +33,10 @@ struct Scope {
 }
 
 impl Expressions {
-    /// Parses and checks expressions under the current role and search_path, which must be those they will be evaluated
-    /// under. Each has a type that it is assigned to, as INSERT would. An error if it does anything but compute.
+    /// Parses and checks expressions. Each has a type that it is assigned to, as INSERT would. An error unless they do
+    /// nothing but compute, always the same from the same values.
     pub fn compile(
+        _gate: &Gate,
         argument: &'static str,
         columns: &[(&str, &ColumnType)],
         expressions: &[(&str, &ColumnType)],
@@ -49,76 +47,105 @@ impl Expressions {
             .collect::<Result<Vec<_>, Error>>()?;
         let scope = Scope { columns };
         let memory = Memory::long_lived();
-        let (planned, slot) = memory.enter(|| {
+        let mut uses = UserObjects::default();
+        let (planned, descriptor) = memory.enter(|| {
             let planned = expressions
                 .iter()
-                .map(|(text, result)| plan(argument, &scope, text, result))
+                .map(|(text, result)| plan(argument, &scope, text, result, &mut uses))
                 .collect::<Result<Vec<_>, Error>>()?;
-            Ok::<_, Error>((planned, scope.slot()))
+            Ok::<_, Error>((planned, scope.descriptor()))
         })?;
-        let inputs = scope.columns.len();
-        Ok(Expressions { planned, slot, inputs, running: Cell::new(None), memory })
+        let (inputs, uses) = (scope.columns.len(), uses.into_list());
+        Ok(Expressions { planned, descriptor, inputs, uses, idle: RefCell::default(), _memory: memory })
+    }
+
+    /// The functions and types of users that they use, by themselves.
+    pub fn uses(&self) -> &[ObjectId] {
+        &self.uses
     }
 
     /// Evaluates all of them for one row, in the current memory context. PostgreSQL's errors pass through.
-    pub fn evaluate(&self, inputs: &[Value], outputs: &mut Values) {
+    pub fn evaluate(&self, _gate: &Gate, inputs: &[Value], outputs: &mut Values) {
         outputs.clear();
-        // SAFETY: the slot has `inputs` columns, all of which are set; the states were built for it in this
-        // transaction; evaluation functions are called through a boundary that turns errors into unwinding.
+        // A function may write to the table that it is called for, and so come here again before we are done.
+        let evaluation = self.take();
+        evaluation.run(&inputs[..self.inputs.min(inputs.len())], outputs);
+        // After an error it is dropped instead: functions may have left something unfinished in it.
+        self.idle.borrow_mut().push(evaluation);
+    }
+
+    /// One of this transaction that is idle, or a new one.
+    fn take(&self) -> Evaluation {
+        // SAFETY: reads a backend variable.
+        let transaction = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+        // Functions keep state that ends with the transaction.
+        let idle = self.idle.borrow_mut().pop().filter(|idle| idle.transaction == transaction);
+        idle.unwrap_or_else(|| {
+            self.idle.take();
+            Evaluation::new(&self.planned, self.descriptor, transaction)
+        })
+    }
+}
+
+/// What it takes to evaluate expressions for one row at a time, with memory of its own.
+struct Evaluation {
+    transaction: pg_sys::TimestampTz,
+    slot: *mut pg_sys::TupleTableSlot,
+    context: *mut pg_sys::ExprContext,
+    states: Vec<*mut pg_sys::ExprState>,
+    _memory: Memory,
+}
+
+impl Evaluation {
+    fn new(
+        planned: &[*mut pg_sys::Expr],
+        descriptor: pg_sys::TupleDesc,
+        transaction: pg_sys::TimestampTz,
+    ) -> Evaluation {
+        let memory = Memory::long_lived();
+        let (slot, context, states) = memory.enter(|| {
+            // SAFETY: plans and descriptor are those of the expressions, which outlive this.
+            unsafe {
+                let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual);
+                let context = pg_sys::CreateStandaloneExprContext();
+                let states =
+                    planned.iter().map(|planned| pg_sys::ExecInitExpr(*planned, std::ptr::null_mut())).collect();
+                (slot, context, states)
+            }
+        });
+        Evaluation { transaction, slot, context, states, _memory: memory }
+    }
+
+    fn run(&self, inputs: &[Value], outputs: &mut Values) {
+        // SAFETY: the slot has as many columns as there are inputs, all of which are set; the states were built for it in
+        // this transaction; evaluation functions are called through a boundary that turns errors into unwinding.
         unsafe {
-            let running = self.running();
-            // Only a run that ends well leaves the state for the next.
-            self.running.set(None);
             let slot = self.slot;
             if let Some(clear) = (*(*slot).tts_ops).clear {
                 clear(slot);
             }
-            for (index, value) in inputs.iter().take(self.inputs).enumerate() {
+            for (index, value) in inputs.iter().enumerate() {
                 let (datum, is_null) = value.parts();
                 *(*slot).tts_values.add(index) = datum;
                 *(*slot).tts_isnull.add(index) = is_null;
             }
             pg_sys::ExecStoreVirtualTuple(slot);
-            pg_sys::MemoryContextReset((*running.context).ecxt_per_tuple_memory);
-            (*running.context).ecxt_scantuple = slot;
-            for index in 0..self.planned.len() {
-                let state = *running.states.add(index);
+            pg_sys::MemoryContextReset((*self.context).ecxt_per_tuple_memory);
+            (*self.context).ecxt_scantuple = slot;
+            for &state in &self.states {
                 let mut is_null = false;
                 let Some(evaluate) = (*state).evalfunc else { continue };
-                let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(state, running.context, &mut is_null));
+                let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(state, self.context, &mut is_null));
                 outputs.push(Value::from_parts(datum, is_null));
             }
-            self.running.set(Some(running));
         }
-    }
-
-    unsafe fn running(&self) -> Running {
-        // SAFETY: reads a backend variable.
-        let transaction = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-        if let Some(running) = self.running.get()
-            && running.transaction == transaction
-        {
-            return running;
-        }
-        self.memory.enter(|| {
-            // SAFETY: the plans are ours and live as long; the old state's memory goes with the whole.
-            unsafe {
-                let context = pg_sys::CreateStandaloneExprContext();
-                let size = self.planned.len().max(1) * size_of::<*mut pg_sys::ExprState>();
-                let states = pg_sys::palloc(size).cast::<*mut pg_sys::ExprState>();
-                for (index, planned) in self.planned.iter().enumerate() {
-                    *states.add(index) = pg_sys::ExecInitExpr(*planned, std::ptr::null_mut());
-                }
-                Running { transaction, context, states }
-            }
-        })
     }
 }
 
 impl Scope {
-    /// A slot for one value per column.
-    fn slot(&self) -> *mut pg_sys::TupleTableSlot {
-        // SAFETY: the descriptor gets an entry per column before the slot is made; names and types are valid.
+    /// Describes a row with one value per column.
+    fn descriptor(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the descriptor gets an entry per column; names and types are valid.
         unsafe {
             let descriptor = pg_sys::CreateTemplateTupleDesc(self.columns.len() as i32);
             for (index, (name, column_type)) in self.columns.iter().enumerate() {
@@ -131,12 +158,18 @@ impl Scope {
                     0,
                 );
             }
-            pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual)
+            descriptor
         }
     }
 }
 
-fn plan(argument: &'static str, scope: &Scope, text: &str, result: &ColumnType) -> Result<*mut pg_sys::Expr, Error> {
+fn plan(
+    argument: &'static str,
+    scope: &Scope,
+    text: &str,
+    result: &ColumnType,
+    uses: &mut UserObjects,
+) -> Result<*mut pg_sys::Expr, Error> {
     // SAFETY: parse analysis of our own parse tree, with a hook that gets `scope`, which outlives it.
     unsafe {
         let raw = expression(argument, text)?;
@@ -166,10 +199,11 @@ fn plan(argument: &'static str, scope: &Scope, text: &str, result: &ColumnType) 
             });
         }
         pg_sys::assign_expr_collations(state, coerced);
-        if pg_sys::contain_volatile_functions(coerced) {
-            return Err(Error::VolatileExpression { argument, text: text.to_owned() });
+        if pg_sys::contain_mutable_functions(coerced) {
+            return Err(Error::MutableExpression { argument, text: text.to_owned() });
         }
         pg_sys::free_parsestate(state);
+        uses.add_from(coerced);
         Ok(pg_sys::expression_planner(coerced.cast()))
     }
 }

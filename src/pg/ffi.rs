@@ -18,8 +18,23 @@ mod raw {
         pub name: *const core::ffi::c_char,
     }
 
+    /// Is called with a node and the context of the walk; `true` ends the walk.
+    pub type Walker = unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut core::ffi::c_void) -> bool;
+
     unsafe extern "C-unwind" {
         pub static MySubscription: *const Subscription;
+        pub static bytea_output: core::ffi::c_int;
+        pub static xmloption: core::ffi::c_int;
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        pub fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void)
+        -> bool;
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        pub fn expression_tree_walker_impl(
+            node: *mut pg_sys::Node,
+            walker: Walker,
+            context: *mut core::ffi::c_void,
+        ) -> bool;
+        pub fn has_superclass(relation: pg_sys::Oid) -> bool;
         pub fn find_all_inheritors(
             parent: pg_sys::Oid,
             lockmode: pg_sys::LOCKMODE,
@@ -36,6 +51,38 @@ mod raw {
             command: pg_sys::CmdType::Type,
         );
     }
+}
+
+pub use raw::Walker;
+
+/// # Safety
+/// `node` is NULL or an expression, and the walker takes this context.
+pub unsafe fn walk_children(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void) -> bool {
+    #[cfg(any(feature = "pg14", feature = "pg15"))]
+    use raw::expression_tree_walker as walk;
+    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+    use raw::expression_tree_walker_impl as walk;
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe { pg_guard_ffi_boundary(|| walk(node, walker, context)) }
+}
+
+/// Whether a relation is a partition or an inheritance child of another.
+pub fn has_superclass(relation: pg_sys::Oid) -> bool {
+    // SAFETY: looks any OID up in pg_inherits.
+    unsafe { pg_guard_ffi_boundary(|| raw::has_superclass(relation)) }
+}
+
+/// Whether bytea is written in hexadecimal digits.
+pub fn bytea_output_is_hex() -> bool {
+    const BYTEA_OUTPUT_HEX: core::ffi::c_int = 1;
+    // SAFETY: reads a setting.
+    unsafe { raw::bytea_output == BYTEA_OUTPUT_HEX }
+}
+
+/// Whether a text is taken for XML content, not for a document.
+pub fn xml_option_is_content() -> bool {
+    // SAFETY: reads a setting.
+    unsafe { raw::xmloption == pg_sys::XmlOptionType::XMLOPTION_CONTENT as core::ffi::c_int }
 }
 
 /// The name of the subscription that this process works for, if it is one of logical replication.

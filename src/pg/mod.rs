@@ -1,9 +1,14 @@
 //! Everything that needs `unsafe`, and what differs between PostgreSQL versions. The rest of the crate calls the safe
 //! functions of these rooms.
 
+pub mod class;
 pub mod expr;
+pub mod extension;
 mod ffi;
+pub mod gate;
 pub mod hook;
+pub mod inheritance;
+pub mod inspect;
 pub mod inval;
 pub mod lock;
 pub mod memory;
@@ -11,6 +16,7 @@ pub mod page;
 pub mod parse;
 pub mod security;
 pub mod session;
+pub mod settings;
 pub mod shmem;
 pub mod subxact;
 pub mod table;

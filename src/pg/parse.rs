@@ -5,7 +5,9 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 
-use super::security::with_settings;
+use super::gate::Gate;
+use super::inspect::is_constant;
+use super::settings::with_settings;
 use super::subxact::catch;
 use super::types::ColumnType;
 use super::{c_string, list_of, tag};
@@ -26,7 +28,7 @@ pub struct ColumnDefinition {
 }
 
 /// Parses column definitions as in CREATE TABLE. Types are looked up in the current search_path.
-pub fn column_definitions(text: &str) -> Result<Vec<ColumnDefinition>, Error> {
+pub fn column_definitions(_gate: &Gate, text: &str) -> Result<Vec<ColumnDefinition>, Error> {
     let statement = c_text(&format!("CREATE TABLE pg_zdd ({text}\n)"))?;
     let definitions = catch(|| {
         // SAFETY: the parser gives valid nodes of the kinds that their tags say, allocated in the current context.
@@ -132,6 +134,9 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
                     let name = c_text(&definition.name)?;
                     let state = pg_sys::make_parsestate(std::ptr::null_mut());
                     let default = pg_sys::cookDefault(state, (*constraint).raw_expr, oid, typmod, name.as_ptr(), 0);
+                    if !is_constant(default) {
+                        return Err(Error::DefaultNotConstant { column: definition.name });
+                    }
                     let text = with_settings(BUILT_IN, || {
                         c_string(pg_sys::deparse_expression(default, std::ptr::null_mut(), false, false))
                     });

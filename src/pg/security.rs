@@ -1,27 +1,86 @@
-//! Running code as another role, with a search_path that nobody can interfere with.
+//! Who acts: roles, their rights, and whose rights count right now.
 
-use std::ffi::CStr;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
-use pgrx::pg_sys;
+use pgrx::datum::DatumWithOid;
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiHeapTupleData};
+use pgrx::{PgOid, pg_sys};
 
-/// What the code that runs as another role may do.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Confinement {
-    /// Our own SQL on our own tables.
-    Trusted,
-    /// Code that belongs to a table: PostgreSQL's security-restricted operation, as for REINDEX or VACUUM. The owner
-    /// sees all rows, also under FORCE ROW LEVEL SECURITY.
-    Restricted,
+use super::class;
+use super::settings::{Pin, Settings, with_built_in_path};
+use crate::error::Error;
+
+/// The proof that the code which has it runs with the rights of the extension's owner. For our own SQL on our own tables
+/// alone: what belongs to users goes through the gate.
+pub struct Extension(());
+
+/// Runs `f` with the rights of the extension's owner, to read and write our own tables.
+pub fn as_extension<R>(owner: pg_sys::Oid, f: impl FnOnce(&Extension) -> R) -> R {
+    let _switch = switch_to(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
+    let _settings = Settings::pin(Pin::SEARCH_PATH);
+    f(&Extension(()))
 }
 
-/// Runs `f` as `role` with `search_path = pg_catalog, pg_temp`, and restores both.
-pub fn as_role<R>(role: pg_sys::Oid, confinement: Confinement, f: impl FnOnce() -> R) -> R {
-    let _guard = Guard::enter(role, confinement);
-    f()
+impl Extension {
+    /// Runs SQL that gives rows and may write.
+    pub fn write<T>(
+        &self,
+        sql: &str,
+        args: &[DatumWithOid],
+        mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let plan = plan(sql, args)?;
+        Spi::connect_mut(|client| client.update(plan, None, args)?.map(|row| each(&row)).collect())
+    }
+
+    /// Runs SQL that only reads, also on a standby.
+    pub fn read<T>(
+        &self,
+        sql: &str,
+        args: &[DatumWithOid],
+        mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let plan = plan(sql, args)?;
+        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
+    }
+}
+
+/// The plan of a statement, which the session keeps: each batch runs the same few. They are never given back, since that
+/// must not happen while the process ends; there are only as many as the code has statements.
+fn plan(sql: &str, args: &[DatumWithOid]) -> Result<&'static OwnedPreparedStatement, Error> {
+    thread_local! {
+        static PLANS: RefCell<HashMap<String, &'static OwnedPreparedStatement>> = RefCell::default();
+    }
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
+        return Ok(plan);
+    }
+    let types: Vec<PgOid> = args.iter().map(|arg| arg.oid().into()).collect();
+    let plan = Spi::connect(|client| Ok::<_, Error>(client.prepare(sql, &types)?.keep()))?;
+    let plan: &OwnedPreparedStatement = Box::leak(Box::new(plan));
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    Ok(plan)
+}
+
+/// Runs SQL over PostgreSQL's catalogs that gives one column of text, as the current role. It only reads.
+pub fn query_strings(sql: &str, args: &[DatumWithOid]) -> Result<Vec<String>, Error> {
+    query(sql, args, |row| Ok(row.get::<String>(1)?)).map(|found| found.into_iter().flatten().collect())
+}
+
+/// Runs SQL over PostgreSQL's catalogs, as the current role. It only reads. The text is the code's own, since its plan is kept.
+pub fn query<T>(
+    sql: &str,
+    args: &[DatumWithOid],
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    with_built_in_path(|| {
+        let plan = plan(sql, args)?;
+        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
+    })
 }
 
 thread_local! {
-    static DEPTH: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Whether what runs right now is ours, or was called by us, and not what an application asked for.
@@ -47,102 +106,74 @@ pub fn acts_for(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     unsafe { pg_sys::has_privs_of_role(member, role) }
 }
 
-/// A role's name, or its OID when it is gone.
-pub fn role_name(role: pg_sys::Oid) -> String {
+/// Whether a role is a superuser.
+pub fn is_superuser(role: pg_sys::Oid) -> bool {
+    // SAFETY: looks the role up; an unknown one is none.
+    unsafe { pg_sys::superuser_arg(role) }
+}
+
+/// A role's name; `None` when it is gone.
+pub fn known_role_name(role: pg_sys::Oid) -> Option<String> {
     // SAFETY: with noerr an unknown role gives NULL, else a palloc'ed string.
     let name = unsafe { super::c_string(pg_sys::GetUserNameFromId(role, true)) };
-    if name.is_empty() { role.to_u32().to_string() } else { name }
+    (!name.is_empty()).then_some(name)
 }
 
-struct Guard {
+/// A role's name, or its OID when it is gone.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    known_role_name(role).unwrap_or_else(|| role.to_u32().to_string())
+}
+
+/// Whether the current role may read these columns of every row of a table.
+pub fn may_select(relation: pg_sys::Oid, columns: &[&str]) -> bool {
+    let role = current_role();
+    let may = |result| result == pg_sys::AclResult::ACLCHECK_OK;
+    // SAFETY: looks up the relation, which exists, its columns, and what is granted on them.
+    unsafe {
+        if pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true)
+            == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+        {
+            return false;
+        }
+        let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        may(pg_sys::pg_class_aclcheck(relation, role, select))
+            || columns.iter().all(|column| {
+                let number = class::column_number(relation, column);
+                number.is_some_and(|number| may(pg_sys::pg_attribute_aclcheck(relation, number, role, select)))
+            })
+    }
+}
+
+/// Another role's rights, until this is dropped.
+pub(super) struct Switch {
     role: pg_sys::Oid,
     context: i32,
-    settings: Settings,
 }
 
-impl Guard {
-    fn enter(role: pg_sys::Oid, confinement: Confinement) -> Guard {
-        let (mut saved_role, mut saved_context) = (pg_sys::InvalidOid, 0);
-        let flags = match confinement {
-            Confinement::Trusted => pg_sys::SECURITY_LOCAL_USERID_CHANGE,
-            Confinement::Restricted => {
-                pg_sys::SECURITY_LOCAL_USERID_CHANGE
-                    | pg_sys::SECURITY_RESTRICTED_OPERATION
-                    | pg_sys::SECURITY_NOFORCE_RLS
-            }
-        };
-        // SAFETY: saves and sets backend variables; the guard sets them back, and so does the abort of the
-        // (sub)transaction if an error comes first.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&mut saved_role, &mut saved_context);
-            // A restriction that is in force already stays in force.
-            pg_sys::SetUserIdAndSecContext(role, saved_context | flags as i32);
-        }
-        let settings = Settings::override_with(&[(c"search_path", c"pg_catalog, pg_temp")]);
-        DEPTH.set(DEPTH.get() + 1);
-        Guard { role: saved_role, context: saved_context, settings }
+/// Switches to a role and adds to the security context: a restriction that is in force already stays in force.
+pub(super) fn switch_to(role: pg_sys::Oid, context: u32) -> Switch {
+    let (mut saved_role, mut saved_context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: saves and sets backend variables; `drop` sets them back, and so does the abort of the (sub)transaction if an
+    // error comes first.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut saved_role, &mut saved_context);
+        pg_sys::SetUserIdAndSecContext(role, saved_context | context as i32);
     }
+    DEPTH.set(DEPTH.get() + 1);
+    Switch { role: saved_role, context: saved_context }
 }
 
-impl Drop for Guard {
+/// Becomes a role as if it had logged in, between the transactions of a worker, until this is dropped.
+pub(super) fn become_role(role: pg_sys::Oid) -> Switch {
+    switch_to(role, 0)
+}
+
+impl Drop for Switch {
     fn drop(&mut self) {
         DEPTH.set(DEPTH.get() - 1);
-        self.settings.restore();
         if !std::thread::panicking() {
-            // SAFETY: gives back what `enter` took; see there for errors.
+            // SAFETY: gives back what `switch_to` took; see there for errors.
             unsafe { pg_sys::SetUserIdAndSecContext(self.role, self.context) };
-        }
-    }
-}
-
-/// Runs `f` with some settings changed for its duration, whoever the current role is.
-pub fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R {
-    let mut saved = Settings::override_with(settings);
-    let result = f();
-    saved.restore();
-    result
-}
-
-/// Changes a setting until the transaction has ended, its commit included, whoever the current role is.
-pub fn set_local(name: &CStr, value: &CStr) {
-    set(name, value, pg_sys::GucAction::GUC_ACTION_LOCAL);
-}
-
-fn set(name: &CStr, value: &CStr, action: pg_sys::GucAction::Type) {
-    // SAFETY: the strings are NUL-terminated and PostgreSQL copies them.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            action,
-            true,
-            0,
-            false,
-        );
-    }
-}
-
-struct Settings {
-    nest_level: Option<i32>,
-}
-
-impl Settings {
-    fn override_with(settings: &[(&CStr, &CStr)]) -> Settings {
-        // SAFETY: begins a level that `restore` ends, or the abort of the (sub)transaction.
-        let nest_level = unsafe { pg_sys::NewGUCNestLevel() };
-        // This action ties the values to the level.
-        settings.iter().for_each(|(name, value)| set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE));
-        Settings { nest_level: Some(nest_level) }
-    }
-
-    fn restore(&mut self) {
-        if let Some(nest_level) = self.nest_level.take()
-            && !std::thread::panicking()
-        {
-            // SAFETY: ends the nest level that `override_with` began, innermost first as guards are dropped.
-            unsafe { pg_sys::AtEOXact_GUC(true, nest_level) };
         }
     }
 }

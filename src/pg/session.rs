@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use pgrx::{PgTryBuilder, pg_sys};
 
 use super::memory::Memory;
-use super::security::set_local;
+use super::settings::set_local;
 use super::subxact::{Caught, catch};
 use crate::error::Error;
 
@@ -92,8 +92,10 @@ impl Session {
         })
     }
 
-    /// Runs one statement that begins transactions of its own, such as VACUUM, as a client would. Only a worker can.
-    pub fn top_level(&self, sql: &str) -> Result<(), Error> {
+    /// Runs one statement that begins transactions of its own, such as VACUUM, as a client of this role would. Only a worker
+    /// can. What such statements evaluate of users PostgreSQL itself restricts to the table's owner.
+    pub fn top_level(&self, role: pg_sys::Oid, sql: &str) -> Result<(), Error> {
+        let _role = super::security::become_role(role);
         let sql = CString::new(sql).map_err(|error| Error::Spi(error.to_string()))?;
         // SAFETY: as exec_simple_query does it for a client: a transaction command, one parsed statement, a portal of its
         // own, run as top level, which is what such statements demand; all of it ends with the transaction.

@@ -68,6 +68,16 @@ impl Caught {
         !self.is_of_class(&[*b"53", *b"54", *b"57", *b"58", *b"XX", *b"40", *b"25"])
     }
 
+    /// Whether the code of a rule says by it that it does not accept a value: a data exception, or RAISE without an SQLSTATE.
+    pub fn is_rejection(&self) -> bool {
+        self.is_of_class(&[*b"22"]) || self.code() == PgSqlErrorCode::ERRCODE_RAISE_EXCEPTION
+    }
+
+    /// Whether a constraint is violated.
+    pub fn is_constraint_violation(&self) -> bool {
+        self.is_of_class(&[*b"23"])
+    }
+
     fn is_of_class(&self, classes: &[[u8; 2]]) -> bool {
         // The class of an SQLSTATE is its first two characters, 6 bits each.
         let class = self.code() as i32 & 0xfff;

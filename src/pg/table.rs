@@ -3,11 +3,14 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::c_string;
 use super::ffi::{compute_stored_generated, get_partition_ancestors};
+use super::gate::Gate;
+use super::inspect::is_constant;
 use super::lock::LockMode;
 use super::page::Destinations;
 use super::value::Value;
@@ -24,11 +27,18 @@ impl Tid {
         Tid { block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), offset: tid.ip_posid }
     }
 
-    fn pack(self) -> pg_sys::ItemPointerData {
+    /// As PostgreSQL has it.
+    pub fn pack(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData { bi_hi: (self.block >> 16) as u16, bi_lo: (self.block & 0xffff) as u16 },
             ip_posid: self.offset,
         }
+    }
+}
+
+impl From<Tid> for DatumWithOid<'_> {
+    fn from(tid: Tid) -> Self {
+        tid.pack().into()
     }
 }
 
@@ -92,25 +102,18 @@ impl Table {
         self.class().relowner
     }
 
-    /// The owner of the table that this is a partition of in the end, or of the table itself: whoever wrote its rules. The
-    /// owner of a partition need not know them.
-    pub fn rule_owner(&self) -> pg_sys::Oid {
+    /// The table that this is a partition of in the end, or the table itself.
+    pub fn root(&self) -> pg_sys::Oid {
         if !self.is_partition() {
-            return self.owner();
+            return self.oid();
         }
-        // SAFETY: the list is one of OIDs, the topmost ancestor last; a catalog tuple's data begin at its offset.
+        // SAFETY: the list is one of OIDs, the topmost ancestor last.
         unsafe {
             let ancestors = get_partition_ancestors(self.oid());
-            let Some(last) = (*ancestors).length.checked_sub(1) else { return self.owner() };
-            let root = (*(*ancestors).elements.add(last as usize)).oid_value;
-            let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(root));
-            if tuple.is_null() {
-                return self.owner();
+            match (*ancestors).length.checked_sub(1) {
+                Some(last) => (*(*ancestors).elements.add(last as usize)).oid_value,
+                None => self.oid(),
             }
-            let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
-            let owner = (*data.cast::<pg_sys::FormData_pg_class>()).relowner;
-            pg_sys::ReleaseSysCache(tuple);
-            owner
         }
     }
 
@@ -212,14 +215,17 @@ impl Table {
         Some(attribute.name().to_owned())
     }
 
-    /// The column's default, evaluated if that takes no more than folding constants: `None` when it cannot be known
-    /// before the row is there.
-    pub fn constant_default(&self, number: i16) -> Option<Value> {
+    /// The column's default: NULL if it has none. `None` when it cannot be known before the row is there, or only by code of
+    /// users.
+    pub fn constant_default(&self, _gate: &Gate, number: i16) -> Option<Value> {
         // SAFETY: the attribute exists; the planner folds its default expression, if it has one.
         unsafe {
             let expression = pg_sys::build_column_default(self.relation, number.into());
             if expression.is_null() {
                 return Some(Value::NULL);
+            }
+            if !is_constant(expression) {
+                return None;
             }
             let planned = pg_sys::expression_planner(expression.cast());
             if super::tag(planned) != pg_sys::NodeTag::T_Const {
@@ -346,7 +352,7 @@ pub struct Writer<'t> {
 impl<'t> Writer<'t> {
     /// A writer of some columns of a table that is locked at least ROW EXCLUSIVE. An error if the table is published
     /// without a replica identity, as for UPDATE.
-    pub fn new(table: &'t Table, columns: Vec<i16>, destinations: &'t mut Destinations) -> Writer<'t> {
+    pub fn new(_gate: &Gate, table: &'t Table, columns: Vec<i16>, destinations: &'t mut Destinations) -> Writer<'t> {
         destinations.begin(table);
         // SAFETY: executor state is set up as PostgreSQL's own logical replication worker does it; range table index 0
         // means that the relation is not part of a query.
@@ -379,7 +385,7 @@ impl<'t> Writer<'t> {
     }
 
     /// Writes `values`, one per column of the writer, into a row.
-    pub fn write(&mut self, row: &Row<'_>, values: &[Value]) -> Written {
+    pub fn write(&mut self, _gate: &Gate, row: &Row<'_>, values: &[Value]) -> Written {
         // SAFETY: both slots have the table's descriptor, so that arrays of `count` elements can be copied; what the new
         // row points to is pinned by the old row's slot. Access method functions are called as in `Table::scan`.
         unsafe {

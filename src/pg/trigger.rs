@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use smallvec::SmallVec;
 
 use super::hook::Columns;
+use super::inspect::ObjectId;
 use super::table::{Row, Table};
 use super::value::Value;
 use super::{c_string, list_of, node_string, tag};
@@ -146,18 +147,11 @@ pub fn sync_triggers(table: &Table) -> Vec<(String, String)> {
         let Some(all) = (*table.raw()).trigdesc.as_ref() else { return Vec::new() };
         let count = usize::try_from(all.numtriggers).unwrap_or(0);
         let ours = (0..count).map(|index| &*all.triggers.add(index)).filter(|trigger| {
-            trigger.tgnargs == 1 && c_string(trigger.tgname).starts_with(NAME_PREFIX) && is_sync(trigger.tgfoid)
+            trigger.tgnargs == 1
+                && c_string(trigger.tgname).starts_with(NAME_PREFIX)
+                && super::extension::sync_function() == Some(trigger.tgfoid)
         });
         ours.map(|trigger| (c_string(trigger.tgname), c_string(*trigger.tgargs))).collect()
-    }
-}
-
-/// Whether a function is zdd.sync.
-fn is_sync(function: pg_sys::Oid) -> bool {
-    // SAFETY: the functions give palloc'ed strings, or NULL when there is no such object.
-    unsafe {
-        let schema = pg_sys::get_namespace_name(pg_sys::get_func_namespace(function));
-        c_string(pg_sys::get_func_name(function)) == "sync" && c_string(schema) == "zdd"
     }
 }
 
@@ -190,35 +184,115 @@ pub extern "C" fn pg_finfo_zdd_sync() -> &'static pg_sys::Pg_finfo_record {
     &VERSION_1
 }
 
-/// The SQL function zdd.guard_extension(), which is called before DROP EXTENSION.
+/// An event trigger's call.
+pub struct EventTrigger {
+    data: *const pg_sys::EventTriggerData,
+}
+
+impl EventTrigger {
+    /// The call, or an error if the function was called in any other way.
+    fn from_call(fcinfo: pg_sys::FunctionCallInfo) -> Result<EventTrigger, Error> {
+        // SAFETY: PostgreSQL passes a valid call info; for an event trigger its context is EventTriggerData.
+        unsafe {
+            let context = (*fcinfo).context;
+            if context.is_null() || tag(context) != pg_sys::NodeTag::T_EventTriggerData {
+                return Err(Error::NotAnEventTrigger);
+            }
+            Ok(EventTrigger { data: context.cast() })
+        }
+    }
+
+    /// The event: ddl_command_start, ddl_command_end, sql_drop.
+    pub fn event(&self) -> String {
+        // SAFETY: valid for the duration of the call; the event is a NUL-terminated string.
+        unsafe { c_string((*self.data).event) }
+    }
+
+    /// Whether the statement is DROP EXTENSION of this extension.
+    pub fn drops_extension(&self, name: &core::ffi::CStr) -> bool {
+        // SAFETY: the statement is a parse tree, whose tags tell its kind; the objects of DROP EXTENSION are names.
+        unsafe {
+            let statement = (*self.data).parsetree;
+            tag(statement) == pg_sys::NodeTag::T_DropStmt
+                && (*statement.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                && list_of::<pg_sys::Node>((*statement.cast::<pg_sys::DropStmt>()).objects)
+                    .into_iter()
+                    .any(|object| tag(object) == pg_sys::NodeTag::T_String && node_string(object) == name)
+        }
+    }
+
+    /// What a REVOKE takes rights on away: functions, and schemas for all that is in them. PostgreSQL does not tell event
+    /// triggers.
+    pub fn revoked(&self) -> Vec<ObjectId> {
+        use pg_sys::ObjectType;
+        // SAFETY: the statement is a parse tree, whose tags tell its kind; its objects are what get_object_address takes for
+        // their type, and what is not there is passed over.
+        unsafe {
+            let statement = (*self.data).parsetree;
+            if tag(statement) != pg_sys::NodeTag::T_GrantStmt {
+                return Vec::new();
+            }
+            let grant = &*statement.cast::<pg_sys::GrantStmt>();
+            let of_functions = matches!(
+                grant.objtype,
+                ObjectType::OBJECT_FUNCTION | ObjectType::OBJECT_PROCEDURE | ObjectType::OBJECT_ROUTINE
+            );
+            let object_type = match grant.targtype {
+                pg_sys::GrantTargetType::ACL_TARGET_OBJECT if of_functions => grant.objtype,
+                pg_sys::GrantTargetType::ACL_TARGET_OBJECT if grant.objtype == ObjectType::OBJECT_SCHEMA => {
+                    grant.objtype
+                }
+                pg_sys::GrantTargetType::ACL_TARGET_ALL_IN_SCHEMA if of_functions => ObjectType::OBJECT_SCHEMA,
+                _ => return Vec::new(),
+            };
+            if grant.is_grant {
+                return Vec::new();
+            }
+            list_of::<pg_sys::Node>(grant.objects)
+                .into_iter()
+                .map(|object| {
+                    let mut relation = std::ptr::null_mut();
+                    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+                    pg_sys::get_object_address(object_type, object, &mut relation, lock, true)
+                })
+                .filter(|address| address.objectId != pg_sys::InvalidOid)
+                .map(|address| ObjectId { class: address.classId, oid: address.objectId })
+                .collect()
+        }
+    }
+}
+
+/// The SQL function zdd.guard(), which event triggers call.
 ///
 /// # Safety
 /// Called by PostgreSQL alone.
 #[unsafe(no_mangle)]
 #[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn zdd_guard_extension(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: PostgreSQL passes a valid call info; for an event trigger its context is EventTriggerData, with the statement;
-    // the objects of DROP EXTENSION are names.
-    let ours = unsafe {
-        let context = (*fcinfo).context;
-        if context.is_null() || tag(context) != pg_sys::NodeTag::T_EventTriggerData {
-            pgrx::pg_sys::panic::ErrorReport::from(Error::NotATrigger).report(pgrx::PgLogLevel::ERROR);
-        }
-        let statement = (*context.cast::<pg_sys::EventTriggerData>()).parsetree;
-        tag(statement) == pg_sys::NodeTag::T_DropStmt
-            && list_of::<pg_sys::Node>((*statement.cast::<pg_sys::DropStmt>()).objects)
-                .into_iter()
-                .any(|name| tag(name) == pg_sys::NodeTag::T_String && node_string(name) == c"pg_zdd")
-    };
-    if ours && let Err(error) = crate::guard::check_extension() {
+pub unsafe extern "C-unwind" fn zdd_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if let Err(error) = EventTrigger::from_call(fcinfo).and_then(|event| crate::guard::on_event(&event)) {
         pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
     }
     pg_sys::Datum::from(0)
 }
 
-/// Tells PostgreSQL how `zdd_guard_extension` is called.
+/// Tells PostgreSQL how `zdd_guard` is called.
 #[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_zdd_guard_extension() -> &'static pg_sys::Pg_finfo_record {
+pub extern "C" fn pg_finfo_zdd_guard() -> &'static pg_sys::Pg_finfo_record {
     const VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
     &VERSION_1
+}
+
+/// Records that the trigger of this name depends on objects, so that PostgreSQL protects them from being dropped.
+pub fn record_dependencies(table: pg_sys::Oid, trigger: &str, objects: &[ObjectId]) -> Result<(), Error> {
+    let name = super::parse::c_text(trigger)?;
+    // SAFETY: the trigger exists, or the look-up raises; addresses are complete.
+    unsafe {
+        let address = |class, oid| pg_sys::ObjectAddress { classId: class, objectId: oid, objectSubId: 0 };
+        let trigger = address(pg_sys::TriggerRelationId, pg_sys::get_trigger_oid(table, name.as_ptr(), false));
+        for object in objects {
+            let object = address(object.class, object.oid);
+            pg_sys::recordDependencyOn(&trigger, &object, pg_sys::DependencyType::DEPENDENCY_NORMAL);
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use pgrx::{FromDatum, IntoDatum, pg_sys, varlena};
 
 use super::ffi::datum_copy;
+use super::gate::Gate;
+use super::inspect::ObjectId;
 use super::value::Value;
 use crate::rule::Fit;
 
@@ -66,8 +68,25 @@ impl ColumnType {
         self.base != self.oid && unsafe { pg_sys::DomainHasConstraints(self.oid) }
     }
 
+    /// The types that it is made of and that are not built in: itself, and below a domain what that is over.
+    pub fn user_types(&self) -> Vec<ObjectId> {
+        let mut types = vec![self.oid];
+        let mut domain = self.oid;
+        while domain != self.base
+            && let Some(next) = domain_base(domain)
+        {
+            types.push(next);
+            domain = next;
+        }
+        types
+            .into_iter()
+            .filter(|oid| oid.to_u32() >= pg_sys::FirstNormalObjectId)
+            .map(|oid| ObjectId { class: pg_sys::TypeRelationId, oid })
+            .collect()
+    }
+
     /// An error if a domain's constraints reject the value.
-    pub fn check_domain(&self, value: Value) {
+    pub fn check_domain(&self, _gate: &Gate, value: Value) {
         // SAFETY: the value is of the domain's base type; without `extra` nothing is cached across calls.
         unsafe {
             pg_sys::domain_check(
@@ -209,6 +228,23 @@ impl ColumnType {
         // SAFETY: the value is of this type.
         Value(value.0.map(|datum| unsafe { datum_copy(datum, self.by_value, self.len) }))
     }
+}
+
+/// The type that a domain is directly over.
+fn domain_base(domain: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: a tuple of this cache is of pg_type, whose data begin at its offset; it is released after it was read.
+    let base = unsafe {
+        let key = pg_sys::Datum::from(domain);
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, key);
+        if tuple.is_null() {
+            return None;
+        }
+        let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
+        let base = (*data.cast::<pg_sys::FormData_pg_type>()).typbasetype;
+        pg_sys::ReleaseSysCache(tuple);
+        base
+    };
+    (base != pg_sys::InvalidOid).then_some(base)
 }
 
 /// The length word of a varlena, which type modifiers include too.

@@ -41,6 +41,12 @@ pub fn current_database() -> pg_sys::Oid {
     unsafe { pg_sys::MyDatabaseId }
 }
 
+/// Whether this process is a background worker.
+pub fn is_background_worker() -> bool {
+    // SAFETY: reads a backend variable.
+    unsafe { !pg_sys::MyBgworkerEntry.is_null() }
+}
+
 /// Asks for a worker that carries out an order. `false` when no slot is free. Raises no error, so that it can be called
 /// while a transaction ends.
 pub fn register(order: Order, type_name: &CStr, title: &CStr) -> bool {

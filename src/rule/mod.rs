@@ -165,6 +165,11 @@ impl Rule {
     /// The only format that this version writes and reads.
     pub const VERSION: u32 = 1;
 
+    /// Whether SQL expressions split or join.
+    pub fn has_sql(&self) -> bool {
+        matches!(self.split, Split::Sql(_)) || matches!(self.join, Join::Sql(_))
+    }
+
     /// The rule as JSON.
     pub fn to_json(&self) -> String {
         // Serialising strings, numbers and lists into memory has nothing to fail at.

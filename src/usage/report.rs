@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiError};
 
 use super::store::{Entry, Header, Side, Slot};
 use super::{now, store};
@@ -12,7 +11,7 @@ use crate::catalog::{self, Change};
 use crate::ddl::trigger_name;
 use crate::error::Error;
 use crate::pg::lock::tree;
-use crate::pg::security::{acts_for, current_role, role_name, with_settings};
+use crate::pg::security::{acts_for, current_role, query, role_name};
 use crate::pg::{hook, shmem, timestamp_text};
 
 /// What was recorded of a change of this database; `None` if nothing can be.
@@ -65,13 +64,7 @@ pub fn subscriptions(relation: pg_sys::Oid) -> Result<Vec<(String, String)>, Err
         where s.subenabled and exists (
             select from pg_subscription_rel as r where r.srsubid = s.oid and r.srrelid = any ($1))
         order by 1";
-    // Only reads: a standby has users too.
-    let rows = with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
-        Spi::connect(|client| {
-            let rows = client.select(sql, None, &[tree(relation).into()])?;
-            rows.map(|row| Ok((row.get(1)?, row.get(2)?))).collect::<Result<Vec<_>, SpiError>>()
-        })
-    })?;
+    let rows = query(sql, &[tree(relation).into()], |row| Ok((row.get::<String>(1)?, row.get::<String>(2)?)))?;
     Ok(rows.into_iter().filter_map(|(name, owner)| name.zip(owner)).collect())
 }
 
