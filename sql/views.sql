@@ -56,7 +56,11 @@ select
     k.pid,
     case when w.slot < 32 then 'background worker' else 'session' end as kind,
     w.doing,
-    w.waiting_for,
+    case
+        when w.waiting_for is null or pg_has_role('pg_read_all_stats', 'usage') then w.waiting_for
+        when c.id in (select o.id from zdd.owned as o) then w.waiting_for
+        else '(for the owner of the table to see)'
+    end as waiting_for,
     w.waiting_since,
     w.started_at
 from zdd.worker as w
@@ -87,6 +91,25 @@ with lanes as (
         (array_agg(l.batch_ms order by l.updated_at desc))[1] as batch_ms
     from zdd.lane as l
     group by l.change_id
+),
+live as (
+    select k.database, k.objid::bigint / 64 as change
+    from pg_locks as k
+    where k.locktype = 'userlock' and k.classid = 2053399652::oid and k.objid::bigint % 64 < 32 and k.granted
+),
+quota as (
+    select coalesce(nullif(current_setting('zdd.max_workers', true), '')::integer, 8) as most,
+        (select count(*) from live) as live
+),
+-- Of an owner's changes in this database.
+shares as (
+    select g.owner, count(*) as live
+    from live as l
+    join zdd.change as c on c.id % 67108864 = l.change and c.relation is not null
+    join zdd.guarded as g on g.change_id = c.id
+    join pg_roles as r on r.oid = g.owner and not r.rolsuper
+    where l.database = (select d.oid from pg_database as d where d.datname = current_database())
+    group by g.owner
 ),
 workers as (
     select
@@ -154,11 +177,17 @@ select
         -- Workers of another server cannot be seen.
         when w.workers is null and j.stopped is null and pg_catalog.pg_is_in_recovery()
             then 'the primary server, which does the work'
+        when w.workers is null and j.workers > 0 and j.stopped is null and q.live >= q.most
+            then 'a background worker: all of zdd.max_workers are at work'
+        when w.workers is null and j.workers > 0 and j.stopped is null and h.live >= (q.most + 1) / 2
+            then 'a background worker: other changes of the same owner have all that one owner gets of zdd.max_workers'
         when w.workers is null and j.workers > 0 and j.stopped is null
             then 'a free background worker slot (max_worker_processes), or the launcher'
         when w.workers is null and j.workers = 0 and j.stopped is null
             then 'a call of zdd.resume, zdd.start_backfill or zdd.backfill'
-        else w.waiting_for
+        -- It may name standbys.
+        when c.id in (select o.id from zdd.owned as o) or pg_has_role('pg_read_all_stats', 'usage') then w.waiting_for
+        when w.waiting_for is not null then '(for the owner of the table to see)'
     end as waiting_for,
     case
         when w.workers is null and j.change_id is not null and j.stopped is null
@@ -178,6 +207,9 @@ left join zdd.job as j on j.change_id = c.id
 left join lanes as l on l.change_id = c.id
 left join speeds as s on s.change_id = c.id
 left join workers as w on w.change = c.name
+cross join quota as q
+left join zdd.guarded as g on g.change_id = c.id
+left join shares as h on h.owner = g.owner
 where c.relation is not null and (j.change_id is not null or (c.phase = 'expanding' and l.change_id is not null))
 order by c.started_at;
 comment on view zdd.progress is

@@ -245,6 +245,15 @@ pub fn registered(relation: pg_sys::Oid, rule: &Rule) -> Result<Option<Registere
     Ok(found.into_iter().next())
 }
 
+/// Ends a change whose table went while no event trigger fired. Returns whether it was one.
+pub fn end_if_table_is_gone(change: &Change) -> Result<bool, Error> {
+    let gone = class::find(change.relation).is_none();
+    if gone {
+        set_phase(change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
+    }
+    Ok(gone)
+}
+
 /// Why there is no active change of this name.
 fn missing(name: &str) -> Error {
     let sql = "select c.phase from zdd.change as c where c.name = $1 order by c.id desc limit 1";
@@ -508,12 +517,6 @@ pub fn change_of_column(relation: pg_sys::Oid, column: &str) -> Result<Option<St
                 || change.rule.targets.iter().any(|target| target.name == column)
         })
         .map(|change| change.name))
-}
-
-/// Whether an active change has this name.
-pub fn exists(name: &str) -> Result<bool, Error> {
-    let sql = "select 1 from zdd.change where name = $1 and relation is not null";
-    Ok(!read(sql, &[name.into()], |row| get::<i32>(row, 1))?.is_empty())
 }
 
 /// The lanes of a change.
@@ -848,6 +851,54 @@ fn slot_keys(id: i64, slots: u32) -> Vec<pg_sys::Oid> {
 /// How many background workers a change has, by the locks that they hold.
 pub fn live_workers(id: i64) -> Result<u32, Error> {
     live_slots(id, MAX_WORKERS)
+}
+
+/// The background workers that are alive.
+pub struct LiveWorkers {
+    /// Of all changes in all databases.
+    pub all: u32,
+    /// Of the changes in this database that began under the same owner as a change.
+    pub of_owner: u32,
+    /// That owner.
+    pub owner: Option<pg_sys::Oid>,
+}
+
+/// Counts the background workers that are alive, for a change that wants one.
+pub fn live_workers_beside(id: i64) -> Result<LiveWorkers, Error> {
+    // The key of a slot's lock is change_id * 64 + slot, in 32 bits; the first 32 slots are background workers'.
+    let found = read(
+        "with live as (
+             select k.database, k.objid::bigint / 64 as change from pg_locks as k
+             where k.locktype = 'userlock' and k.classid = $1 and k.objid::bigint % 64 < 32 and k.granted),
+         owner as (select g.owner from zdd.guarded as g where g.change_id = $2)
+         select (select count(*) from live), (
+                 select count(*) from live as l
+                 join zdd.change as c on c.id % 67108864 = l.change and c.relation is not null
+                 join zdd.guarded as g on g.change_id = c.id and g.owner = (select o.owner from owner as o)
+                 where l.database = (select d.oid from pg_database as d where d.datname = current_database())),
+             (select o.owner from owner as o)",
+        &[pg_sys::Oid::from(WORKERS).into(), id.into()],
+        |row| {
+            Ok(LiveWorkers {
+                all: get::<i64>(row, 1)? as u32,
+                of_owner: get::<i64>(row, 2)? as u32,
+                owner: row.get(3)?,
+            })
+        },
+    )?;
+    found.into_iter().next().ok_or_else(|| Error::Spi("no count of workers".into()))
+}
+
+/// The change that has waited for longest for a first background worker.
+pub fn longest_waiting() -> Result<Option<Change>, Error> {
+    let sql = format!(
+        "{ACTIVE} where c.relation is not null and j.workers > 0 and j.stopped is null and not exists (
+             select from pg_locks as k
+             where k.locktype = 'userlock' and k.classid = $1 and k.objid::bigint / 64 = c.id % 67108864
+                 and k.database = (select d.oid from pg_database as d where d.datname = current_database()))
+         order by j.requested_at limit 1"
+    );
+    Ok(read(&sql, &[pg_sys::Oid::from(WORKERS).into()], change)?.into_iter().next())
 }
 
 /// How many work for a change, sessions included.

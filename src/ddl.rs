@@ -217,8 +217,12 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let source = &request.rule.source.name;
     let check = |members: &[pg_sys::Oid]| {
         check_table(&open(request.relation, LockMode::AccessShare)?, source)?;
-        if catalog::exists(&request.rule.change)? {
-            return Err(Error::ChangeExists { change: request.rule.change.clone() });
+        match catalog::find(&request.rule.change) {
+            Ok(other) if !catalog::end_if_table_is_gone(&other)? => {
+                return Err(Error::ChangeExists { change: other.name });
+            }
+            Ok(_) | Err(Error::NoSuchChange { .. } | Error::Final { .. }) => {}
+            Err(error) => return Err(error),
         }
         check_members(request, members)
     };

@@ -455,7 +455,7 @@ impl Error {
                 format!("the expression of {argument} is not immutable: {}", shown(text)),
             )
             .detail("The same value must give the same result in every session, worker and year. This expression depends on a setting, on the time or on tables.")
-            .hint("Use immutable functions. Where you know better than PostgreSQL, wrap it: CREATE FUNCTION my_date(text) RETURNS date LANGUAGE sql IMMUTABLE STRICT SET DateStyle = 'ISO, YMD' AS 'SELECT $1::date'; then my_date(...), with its schema."),
+            .hint("Use immutable functions, and cast what is not text before || (x::text). Where you know better than PostgreSQL, wrap it: CREATE FUNCTION my_date(text) RETURNS date LANGUAGE sql IMMUTABLE STRICT SET DateStyle = 'ISO, YMD' AS 'SELECT $1::date'; then my_date(...), with its schema."),
             DefaultNotConstant { column } => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("the DEFAULT of new column \"{column}\" is not a constant"),

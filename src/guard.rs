@@ -268,11 +268,17 @@ fn check_columns(change: &Change) -> Result<(), Error> {
     for (name, type_name) in columns.chain([(rule.source.current_name(), rule.source.type_name.as_str())]) {
         let table = class::name(change.relation);
         let Some((oid, typmod)) = class::column_type(change.relation, name) else {
-            return refuse(change, format!("Rule does not fit {table}: it has no column \"{name}\"."), WAIT);
+            return refuse(
+                change,
+                format!("The sync trigger does not fit table {table}: it has no column \"{name}\"."),
+                WAIT,
+            );
         };
         let actual = ColumnType::new(oid, typmod, pg_sys::InvalidOid).name();
         if actual != type_name {
-            let message = format!("Rule does not fit {table}: column \"{name}\" is of type {actual}, not {type_name}.");
+            let message = format!(
+                "The sync trigger does not fit table {table}: column \"{name}\" is of type {actual}, not {type_name}."
+            );
             return refuse(change, message, WAIT);
         }
     }

@@ -15,6 +15,7 @@ static QUIET_PERIOD: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static MAX_REPLICATION_LAG: GucSetting<i32> = GucSetting::<i32>::new(64);
 static MAX_SLOT_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static MAX_CHECKPOINT_DISTANCE: GucSetting<f64> = GucSetting::<f64>::new(1.1);
+static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static AUTO_RESUME: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LAUNCHER_NAPTIME: GucSetting<i32> = GucSetting::<i32>::new(60);
 
@@ -72,6 +73,11 @@ pub fn max_slot_backlog() -> u64 {
 /// limit.
 pub fn max_checkpoint_distance() -> f64 {
     MAX_CHECKPOINT_DISTANCE.get()
+}
+
+/// How many background workers the server has for all changes.
+pub fn max_workers() -> u32 {
+    MAX_WORKERS.get().unsigned_abs()
 }
 
 /// Whether the launcher resumes unfinished work.
@@ -185,6 +191,16 @@ pub fn register() {
         0.0,
         10.0,
         GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"zdd.max_workers",
+        c"How many background workers the server has for all changes of all databases.",
+        c"A role that is not a superuser gets at most half of them, rounded up, for the changes of its tables in a database.",
+        &MAX_WORKERS,
+        1,
+        1024,
+        GucContext::Sighup,
         GucFlags::empty(),
     );
     GucRegistry::define_bool_guc(

@@ -9,6 +9,7 @@ use crate::catalog::{self, Change, Claim, JobKind, Slot};
 use crate::contract::{self, Consent};
 use crate::error::Error;
 use crate::guc;
+use crate::pg::security::is_superuser;
 use crate::pg::session::Session;
 use crate::pg::worker::{self, Ending, Order};
 use crate::pg::{extension, lock};
@@ -96,6 +97,9 @@ pub fn launch_missing(change: &Change, work: u64) -> Result<Launched, Error> {
         Some(job) if job.stopped.is_none() => u64::from(job.workers),
         _ => return Ok(Launched::Enough),
     };
+    if quota_left(change.id)? == 0 {
+        return Ok(Launched::Enough);
+    }
     let live = u64::from(catalog::live_workers(change.id)?);
     let order = Order { database: worker::current_database(), change: change.id };
     for number in live..wanted.min(work.max(1)) {
@@ -104,6 +108,32 @@ pub fn launch_missing(change: &Change, work: u64) -> Result<Launched, Error> {
         }
     }
     Ok(Launched::Enough)
+}
+
+/// How many more background workers a change may have beside all that are alive: the server has so many, of which no owner
+/// gets all.
+fn quota_left(id: i64) -> Result<u32, Error> {
+    let (live, most) = (catalog::live_workers_beside(id)?, guc::max_workers());
+    let left = most.saturating_sub(live.all);
+    Ok(match live.owner {
+        Some(owner) if !is_superuser(owner) => left.min(most.div_ceil(2).saturating_sub(live.of_owner)),
+        _ => left,
+    })
+}
+
+/// Whether a worker that has just taken its slot is one too many.
+fn exceeds_quota(id: i64) -> Result<bool, Error> {
+    let (live, most) = (catalog::live_workers_beside(id)?, guc::max_workers());
+    let is_limited = live.owner.is_some_and(|owner| !is_superuser(owner));
+    Ok(live.all > most || is_limited && live.of_owner > most.div_ceil(2))
+}
+
+/// Starts a worker for the change that has waited for longest, in the place of one that ends.
+fn launch_next() -> Result<(), Error> {
+    match catalog::longest_waiting()? {
+        Some(change) => launch_missing(&change, 1).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Whether anybody works on a change now.
@@ -162,10 +192,15 @@ fn work_for(session: &Session, change: Change) -> Result<(), Error> {
     let (id, name) = (change.id, change.name);
     let Some(change) = session.transaction(|| catalog::find_by_id(id))? else { return Ok(()) };
     let Some(claim) = Claim::of_job(&change).filter(|_| wanted_workers(&change).is_some()) else { return Ok(()) };
-    match session.whole(|| run_job(session, &claim, slot, change)) {
+    if session.transaction(|| exceeds_quota(id))? {
+        return Ok(());
+    }
+    let done = match session.whole(|| run_job(session, &claim, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),
-    }
+    };
+    session.transaction(launch_next)?;
+    done
 }
 
 /// How many workers a change is to have; `None` if what was asked for is done, or has been taken back.

@@ -16,6 +16,15 @@ select zdd.split_column('t', 'a', delimiter => ',', columns => $$
     b "My Type",
     c int4 default seven()
 $$);
+:refused
+select zdd.split_column('t', 'a', delimiter => ',', columns => $$
+    Plain text,
+    "Quoted ""Name""" character varying(10) collate "C" not null default 'it''s' || ' here',
+    "größe" numeric(8, 2) default 1 + 1, -- with a comment
+    "select" char(3) null,
+    b "My Type",
+    c int4 default 3 + 4
+$$);
 select * from regress.columns;
 -- Rows that are there do not get the defaults; new ones do.
 select * from t;

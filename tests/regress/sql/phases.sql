@@ -103,5 +103,5 @@ update zdd.change set phase = 'fenced' where name = 'another';
 \echo :LAST_ERROR_SQLSTATE
 \set VERBOSITY terse
 update zdd.change set phase = 'rolled_back' where name = 'another';
-insert into zdd.change (name, relation, relation_name, source, targets, phase, rule, started_by)
-values ('forged', 'app.t', 'app.t', 'a', '{b}', 'no such phase', '{}', 'me');
+insert into zdd.change (name, relation, relation_name, source, targets, phase, rule, started_by, owner)
+values ('forged', 'app.t', 'app.t', 'a', '{b}', 'no such phase', '{}', 'me', 'me');

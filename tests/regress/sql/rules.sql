@@ -26,7 +26,7 @@ select zdd.rollback('t.a');
 -- SQL expressions over the old column, one for each new one; and one over the new ones.
 create function shout(text) returns text language sql immutable return upper($1) || '!';
 select zdd.split_column('t', 'b', 'big bigint, word text, odd boolean',
-    split_sql => array['b * 10000000000', 'app.shout(''n'' || b)', 'b % 2 = 1'], join_sql => '(big / 10000000000)::integer');
+    split_sql => array['b * 10000000000', 'app.shout(''n'' || b::text)', 'b % 2 = 1'], join_sql => '(big / 10000000000)::integer');
 insert into t (b) values (1), (2), (null);
 insert into t (big, word, odd) values (30000000000, 'whatever', null);
 select b, big, word, odd from t where coalesce(b, big) is not null order by id;

@@ -138,16 +138,22 @@ set search_path = evil, pg_catalog, app;
 create table app.s (a text);
 select zdd.split_column('s', 'a', 'b text, c text default lower(''X'') || ''y''',
     split_sql => array['lower(a)', 'a || a'], join_sql => 'b || c');
+select zdd.split_column('s', 'a', 'b text, c text default ''evil''',
+    split_sql => array['lower(a)', 'a || a'], join_sql => 'b || c');
 insert into app.s (a) values ('X') returning *;
 insert into app.s (b) values ('X') returning *;
 select * from zdd.verify('s.a');
 drop schema evil cascade;
 reset search_path;
 
--- A role of that name that is nobody's owner any more.
+-- Nobody else gets the table while a change is on: its rule runs as the owner who began it.
 set search_path = app;
 create role regress_leaving login;
 alter table r owner to regress_leaving;
+set zdd.guard = off;
+alter table r owner to regress_leaving;
+reset zdd.guard;
+insert into r (id, a) values (7, 'text') returning x;
 set session authorization regress_owner;
 select zdd.rollback('r.a');
 set session authorization regress_leaving;
