@@ -700,6 +700,7 @@ impl Draft {
             unmatched: self.unmatched,
             conflict,
             max_source_length: guc::max_source_length(),
+            expanding: true,
         })
     }
 

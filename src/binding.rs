@@ -203,7 +203,8 @@ impl Binding {
     pub fn split(&self, source: Value, targets: &mut Values) -> bool {
         let accepted = source.is_null() || {
             let fits = self.source.column_type.text_length(source) <= self.rule.max_source_length;
-            fits && self.split_value(source, targets)
+            // A split that gives nothing has not found what the rule is about.
+            fits && self.split_value(source, targets) && targets.iter().any(|value| !value.is_null())
                 || self.rule.unmatched == Unmatched::Whole && self.whole(source, targets)
         };
         if source.is_null() || !accepted {
@@ -484,10 +485,6 @@ impl state::Row for Facts<'_> {
     fn targets_equal_split(&mut self) -> bool {
         let (binding, targets) = (self.binding, self.targets);
         binding.same_targets(&self.split().1, targets)
-    }
-
-    fn split_is_all_null(&mut self) -> bool {
-        self.split().1.iter().all(|value| value.is_null())
     }
 
     /// Also when the row has nothing but defaults: nobody has said what they mean to the other side.

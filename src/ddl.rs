@@ -419,6 +419,11 @@ pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
     protect_rule(change, rule, &table.members)
 }
 
+/// Every row is split: from now on NULLs on the new side mean what they say.
+pub fn end_expanding(change: &Change) -> Result<(), Error> {
+    set_rule(change, &Rule { expanding: false, ..change.rule.clone() })
+}
+
 fn replace_triggers(gate: &Gate, change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
     drop_triggers(gate, &change.name, members)?;
     create_triggers(gate, rule, members)

@@ -69,6 +69,7 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
     let changed = UpdateFacts {
         source_changed: !binding.same_source(old_source, source),
         targets_changed: !binding.same_targets(&old_targets, &targets),
+        is_stale: binding.rule.expanding && !source.is_null() && targets.iter().all(|value| value.is_null()),
     };
     let old_was_pending = || state::is_pending(&mut binding.facts(old_source, &old_targets));
     let action = state::on_update(
@@ -108,10 +109,10 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
     }
 }
 
-/// A row that was written in some command, as one change sees it.
+/// A row that was written by some statement, as one change sees it.
 #[derive(Clone, Copy, PartialEq)]
 struct Fingerprint {
-    command: (i64, u32),
+    statement: (i64, i64),
     change: u64,
     row: u64,
 }
@@ -123,7 +124,7 @@ thread_local! {
 
 fn remember_kept(kept: Fingerprint) {
     KEPT.with_borrow_mut(|all| {
-        all.retain(|other| other.command == kept.command && other.change != kept.change);
+        all.retain(|other| other.statement == kept.statement && other.change != kept.change);
         all.push(kept);
     });
 }
@@ -131,7 +132,15 @@ fn remember_kept(kept: Fingerprint) {
 /// Whether an inserted row is one that an UPDATE moves to another partition and has left as it is. PostgreSQL deletes and
 /// inserts it, but nobody has given it anything: also a row that no rule accepts may move.
 fn was_moved(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> bool {
-    KEPT.with_borrow(|all| !all.is_empty() && all.contains(&fingerprint(binding, trigger, source, targets)))
+    KEPT.with_borrow_mut(|all| {
+        if all.is_empty() {
+            return false;
+        }
+        let moved = fingerprint(binding, trigger, source, targets);
+        let found = all.iter().position(|kept| *kept == moved);
+        // It arrives once.
+        found.map(|index| all.swap_remove(index)).is_some()
+    })
 }
 
 fn fingerprint(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Fingerprint {
@@ -141,7 +150,7 @@ fn fingerprint(binding: &Binding, trigger: &RowTrigger, source: Value, targets: 
     for (target, value) in binding.targets.iter().zip(targets) {
         target.column_type.hash_stored(*value, &mut row);
     }
-    Fingerprint { command: trigger.command(), change: change.finish(), row: row.finish() }
+    Fingerprint { statement: trigger.statement(), change: change.finish(), row: row.finish() }
 }
 
 /// N := f(O).

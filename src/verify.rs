@@ -10,6 +10,7 @@ use crate::catalog::Change;
 use crate::ddl::open;
 use crate::error::Error;
 use crate::pg::gate::as_owner;
+use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
 use crate::pg::session::with_latest_snapshot;
@@ -319,6 +320,9 @@ pub fn count_piece(
     counts: &mut Counts,
 ) -> Result<(), Error> {
     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+    if !ancestors(relation)?.contains(&change.relation) {
+        return Ok(());
+    }
     let plan = plans::of_change(change, &table)?;
     with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts))
 }

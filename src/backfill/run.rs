@@ -14,8 +14,10 @@ use super::plan::{
 use super::throttle::Courtesy;
 use super::{index, signals};
 use crate::catalog::{self, Batch, Change, Claim, Job, JobKind, JobOptions, Remaining, Slot};
+use crate::ddl;
 use crate::error::Error;
 use crate::guc;
+use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::page::Destinations;
 use crate::pg::session::{Session, wal_bytes};
@@ -528,7 +530,7 @@ impl<'s> Run<'s> {
 
     fn lane_batch(&mut self, lane: &catalog::Lane) -> Result<Step, Error> {
         let id = self.change.id;
-        let Some(table) = open(lane.relation)? else {
+        let Some(table) = open_member(&self.change, lane.relation)? else {
             catalog::drop_lanes(id, lane.relation)?;
             return Ok(NOTHING);
         };
@@ -568,7 +570,7 @@ impl<'s> Run<'s> {
     fn sweep(&mut self, relation: pg_sys::Oid, block: u32) -> Result<Step, Error> {
         let id = self.change.id;
         self.swept = Some((relation, block));
-        let Some(table) = open(relation)? else {
+        let Some(table) = open_member(&self.change, relation)? else {
             catalog::drop_lanes(id, relation)?;
             return Ok(NOTHING);
         };
@@ -664,6 +666,7 @@ impl<'s> Run<'s> {
             if change.phase != Phase::Expanding {
                 return Ok(Some(change.phase));
             }
+            ddl::end_expanding(&change)?;
             let detail = json!({
                 "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
             });
@@ -762,10 +765,16 @@ fn end_own_job(claim: &Claim) -> Result<(), Error> {
     }
 }
 
-/// Opens a table for a batch, without waiting long behind DDL.
-fn open(relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
+/// Opens a table of a change for a batch, without waiting long behind DDL. `None` when it is gone, or no longer a part of the
+/// change: a partition that was detached is nobody's business but its owner's.
+fn open_member(change: &Change, relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
     let timeout = guc::milliseconds(guc::lock_timeout());
-    Ok(with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive)))
+    let table =
+        with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive));
+    match table {
+        Some(table) if ancestors(relation)?.contains(&change.relation) => Ok(Some(table)),
+        _ => Ok(None),
+    }
 }
 
 /// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
@@ -814,8 +823,9 @@ pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error>
         while next < blocks {
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = session.transaction(|| {
-                let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
-                batch::run(&claim.find()?, &table, &Visit::only(next..end), task, &mut destinations)
+                let change = claim.find()?;
+                let Some(table) = open_member(&change, relation)? else { return Ok(batch::Outcome::default()) };
+                batch::run(&change, &table, &Visit::only(next..end), task, &mut destinations)
             })?;
             repaired += outcome.work.written;
             if outcome.skipped.is_empty() {

@@ -62,10 +62,11 @@ impl RowTrigger {
         unsafe { (*(*self.data).tg_trigger).tgisclone }
     }
 
-    /// Tells the commands of this backend apart: the transaction's start and the number of the command in it.
-    pub fn command(&self) -> (i64, u32) {
+    /// Tells the client's statements apart: when its transaction and itself began. Other triggers may run commands of their
+    /// own within it.
+    pub fn statement(&self) -> (i64, i64) {
         // SAFETY: reads backend variables.
-        unsafe { (pg_sys::GetCurrentTransactionStartTimestamp(), pg_sys::GetCurrentCommandId(false)) }
+        unsafe { (pg_sys::GetCurrentTransactionStartTimestamp(), pg_sys::GetCurrentStatementStartTimestamp()) }
     }
 
     pub fn table(&self) -> Table {

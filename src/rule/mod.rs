@@ -39,6 +39,9 @@ pub struct Rule {
     pub conflict: Conflict,
     /// A source longer than this many bytes is unmatched.
     pub max_source_length: usize,
+    /// Whether there are rows that have not been split: applications may have read NULLs that they write back later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expanding: bool,
 }
 
 /// The old column.
@@ -272,6 +275,7 @@ pub(crate) mod tests {
             unmatched: Unmatched::Null,
             conflict: Conflict::New,
             max_source_length: 65_536,
+            expanding: true,
         }
     }
 

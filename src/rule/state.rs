@@ -17,19 +17,18 @@ pub enum RowState {
     Diverged,
 }
 
-/// The facts about a row that decide its state. The last four run f or g and are asked for only when needed, each at
+/// The facts about a row that decide its state. The last three run f or g and are asked for only when needed, each at
 /// most once, and `split_accepts` before the two that build on it.
 pub trait Row {
     /// O is NULL.
     fn source_is_null(&self) -> bool;
     /// N is all NULL.
     fn targets_all_null(&self) -> bool;
-    /// f accepts O. It accepts NULL, and with the policy `whole` whatever it would put into the first target.
+    /// f accepts O. It accepts NULL, and with the policy `whole` whatever it would put into the first target; what it would
+    /// give nothing but NULLs for it does not accept.
     fn split_accepts(&mut self) -> bool;
     /// N = f(O), f accepting.
     fn targets_equal_split(&mut self) -> bool;
-    /// f(O) is all NULL, f accepting.
-    fn split_is_all_null(&mut self) -> bool;
     /// O = g(N).
     fn source_equals_join(&mut self) -> bool;
 }
@@ -55,11 +54,7 @@ pub fn classify(row: &mut impl Row) -> RowState {
 /// Whether a row's state is [`RowState::Pending`]; at once for the many rows whose source is NULL or whose targets are
 /// not.
 pub fn is_pending(row: &mut impl Row) -> bool {
-    !row.source_is_null()
-        && row.targets_all_null()
-        && row.split_accepts()
-        && !row.split_is_all_null()
-        && !row.source_equals_join()
+    !row.source_is_null() && row.targets_all_null() && row.split_accepts() && !row.source_equals_join()
 }
 
 /// What the trigger does with a written row.
@@ -119,6 +114,9 @@ pub struct UpdateFacts {
     pub source_changed: bool,
     /// Any of N.
     pub targets_changed: bool,
+    /// O is not NULL and N is set to all NULL while the change is expanding: somebody writes back a row that was not split
+    /// when they read it.
+    pub is_stale: bool,
 }
 
 /// What to do with an updated row; `agree` is N = f(O) or O = g(N).
@@ -130,6 +128,7 @@ pub fn on_update(
     agree: impl FnOnce() -> bool,
 ) -> Action {
     match (facts.source_changed, facts.targets_changed) {
+        (_, true) if facts.is_stale => Action::Split,
         (true, false) => Action::Split,
         (false, true) if old_was_pending() => Action::FillThenJoin,
         (false, true) => Action::Join,
@@ -163,7 +162,7 @@ mod tests {
         split: Option<[Option<&'static str>; 2]>,
         /// g(N).
         join: Option<&'static str>,
-        asked: [u32; 4],
+        asked: [u32; 3],
     }
 
     impl Row for Facts {
@@ -181,12 +180,8 @@ mod tests {
             self.asked[1] += 1;
             self.split == Some(self.targets)
         }
-        fn split_is_all_null(&mut self) -> bool {
-            self.asked[2] += 1;
-            self.split == Some([None; 2])
-        }
         fn source_equals_join(&mut self) -> bool {
-            self.asked[3] += 1;
+            self.asked[2] += 1;
             self.source == self.join
         }
     }
@@ -197,7 +192,9 @@ mod tests {
         split: Option<[Option<&'static str>; 2]>,
         join: Option<&'static str>,
     ) -> Facts {
-        Facts { source, targets, split, join, asked: [0; 4] }
+        // f gives something for what it accepts.
+        let split = split.filter(|split| source.is_none() || *split != NULLS);
+        Facts { source, targets, split, join, asked: [0; 3] }
     }
 
     const NULLS: [Option<&str>; 2] = [None; 2];
@@ -208,7 +205,7 @@ mod tests {
     fn check(mut row: Facts, state: RowState) {
         assert_eq!(classify(&mut row), state);
         assert!(row.asked.iter().all(|&times| times <= 1), "{row:?}");
-        row.asked = [0; 4];
+        row.asked = [0; 3];
         assert_eq!(is_pending(&mut row), state == RowState::Pending);
         assert!(row.asked.iter().all(|&times| times <= 1), "{row:?}");
     }
@@ -229,8 +226,8 @@ mod tests {
     }
 
     #[test]
-    fn a_source_split_into_nulls_is_lossy_and_not_pending() {
-        check(row(Some(" "), NULLS, Some(NULLS), None), RowState::Lossy);
+    fn a_source_split_into_nulls_is_unmatched() {
+        check(row(Some(" "), NULLS, Some(NULLS), None), RowState::Unmatched);
     }
 
     #[test]
@@ -267,10 +264,10 @@ mod tests {
         let mut nulls = row(None, NULLS, Some(NULLS), None);
         classify(&mut nulls);
         is_pending(&mut nulls);
-        assert_eq!(nulls.asked, [0; 4]);
+        assert_eq!(nulls.asked, [0; 3]);
         let mut split = row(Some("a b"), AB, Some(AB), Some("a b"));
         assert!(!is_pending(&mut split));
-        assert_eq!(split.asked, [0; 4]);
+        assert_eq!(split.asked, [0; 3]);
     }
 
     const CONFLICTS: [Conflict; 3] = [Conflict::New, Conflict::Old, Conflict::Error];
@@ -341,7 +338,7 @@ mod tests {
     }
 
     fn changed(source_changed: bool, targets_changed: bool) -> UpdateFacts {
-        UpdateFacts { source_changed, targets_changed }
+        UpdateFacts { source_changed, targets_changed, is_stale: false }
     }
 
     #[test]
@@ -365,6 +362,16 @@ mod tests {
         for conflict in CONFLICTS {
             let action = on_update(changed(false, true), conflict, || true, unasked, unasked);
             assert_eq!(action, Action::FillThenJoin);
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_written_back_as_it_was_before_it_was_split_is_split_again() {
+        for conflict in CONFLICTS {
+            for source_changed in [false, true] {
+                let facts = UpdateFacts { is_stale: true, ..changed(source_changed, true) };
+                assert_eq!(on_update(facts, conflict, unasked, unasked, unasked), Action::Split);
+            }
         }
     }
 
