@@ -5,3 +5,35 @@ create function zdd.sync() returns trigger
 language c as 'MODULE_PATHNAME', 'zdd_sync';
 comment on function zdd.sync() is
     'Carries each write from the side of a change that it was made on to the other side.';
+
+-- A publication FOR ALL TABLES has our tables too. What a publisher knows of its changes means nothing on a subscriber, where
+-- ids and names may be those of other changes.
+create function zdd.discard_replicated() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_stat_subscription as s where s.pid = pg_backend_pid()) then
+        return null;
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    return new;
+end
+$$;
+comment on function zdd.discard_replicated() is 'Discards what logical replication brings for the tables of pg_zdd.';
+revoke execute on function zdd.discard_replicated() from public;
+
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['change', 'event', 'event_error', 'lane', 'skipped', 'job', 'worker', 'sample',
+        'built_index', 'guarded']
+    loop
+        execute format('create trigger discard_replicated before insert or update or delete on zdd.%I
+            for each row execute function zdd.discard_replicated()', name);
+        execute format('alter table zdd.%I enable replica trigger discard_replicated', name);
+    end loop;
+end
+$$;

@@ -70,12 +70,13 @@ fn split_column(
     if change.is_empty() {
         Err(Error::EmptyName)?;
     }
-    let rule = draft.rule(&table, change, conflict)?;
+    let mut rule = draft.rule(&table, change, conflict)?;
+    let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
+    check_indexes(&indexes, &rule)?;
+    limit_indexed(&mut rule, &indexes);
     // Everything about the rule that can be wrong is found before anything is locked.
     ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
     drop(table);
-    let indexes: Vec<String> = indexes.unwrap_or_default().into_iter().flatten().collect();
-    check_indexes(&indexes, &rule)?;
     let change = rule.change.clone();
     ddl::expand(&Request { relation: draft.relation, rule, columns: draft.columns, indexes })?;
     Ok(change)
@@ -685,6 +686,7 @@ impl Draft {
             name: column.name.clone(),
             type_name: column.column_type.name(),
             not_null: column.not_null,
+            max_bytes: None,
         });
         Ok(Rule {
             version: Rule::VERSION,
@@ -728,6 +730,18 @@ fn check_indexes(indexes: &[String], rule: &Rule) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A B-tree refuses entries of more than 2,704 bytes. What the old application writes must not fail for an index on the new
+/// columns, so longer parts do not fit.
+fn limit_indexed(rule: &mut Rule, indexes: &[String]) {
+    const ENTRY: usize = 2600;
+    for columns in indexes.iter().map(|index| catalog::index_columns(index)) {
+        let most = ENTRY / columns.len().max(1);
+        for target in rule.targets.iter_mut().filter(|target| columns.contains(&target.name)) {
+            target.max_bytes = Some(target.max_bytes.map_or(most, |other| other.min(most)));
+        }
+    }
 }
 
 /// The table, if the caller may act for its owner.

@@ -204,8 +204,10 @@ impl Binding {
         let accepted = source.is_null() || {
             let fits = self.source.column_type.text_length(source) <= self.rule.max_source_length;
             // A split that gives nothing has not found what the rule is about.
-            fits && self.split_value(source, targets) && targets.iter().any(|value| !value.is_null())
-                || self.rule.unmatched == Unmatched::Whole && self.whole(source, targets)
+            fits && self.split_value(source, targets)
+                && targets.iter().any(|value| !value.is_null())
+                && self.fits_indexes(targets)
+                || self.rule.unmatched == Unmatched::Whole && self.whole(source, targets) && self.fits_indexes(targets)
         };
         if source.is_null() || !accepted {
             targets.clear();
@@ -238,6 +240,15 @@ impl Binding {
                 }
             }
         }
+    }
+
+    /// Whether no target is longer than an index that was asked for allows.
+    fn fits_indexes(&self, targets: &[Value]) -> bool {
+        let limits = self.rule.targets.iter().zip(&self.targets).zip(targets);
+        limits.into_iter().all(|((target, column), value)| match target.max_bytes {
+            Some(most) => column.column_type.text_length(*value) <= most,
+            None => true,
+        })
     }
 
     /// The whole source in the first target.
@@ -408,7 +419,7 @@ impl Binding {
 
     /// A value as people read it.
     pub fn source_text(&self, source: Value) -> String {
-        self.source.column_type.decode(&source).map_or_else(|| "NULL".to_owned(), |text| text.into_owned())
+        self.shown(&self.source.column_type, source)
     }
 
     /// The targets as people read them.
@@ -419,12 +430,13 @@ impl Binding {
             .iter()
             .zip(&self.targets)
             .zip(targets)
-            .map(|((target, column), value)| {
-                let text = column.column_type.decode(value);
-                format!("{} = {}", target.name, text.as_deref().unwrap_or("NULL"))
-            })
+            .map(|((target, column), value)| format!("{} = {}", target.name, self.shown(&column.column_type, *value)))
             .collect();
         texts.join(", ")
+    }
+
+    fn shown(&self, column_type: &ColumnType, value: Value) -> String {
+        as_owner(self.owner, |gate| column_type.output(gate, value)).unwrap_or_else(|| "NULL".to_owned())
     }
 
     /// The facts about a row with these values.

@@ -20,7 +20,7 @@ use crate::pg::settings::with_settings;
 use crate::pg::subxact::catch;
 use crate::pg::table::{Table, relation_named};
 use crate::pg::trigger::{NAME_PREFIX, record_dependencies};
-use crate::pg::{class, worker};
+use crate::pg::{class, extension, worker};
 use crate::phase::Phase;
 use crate::rule::Rule;
 use crate::usage;
@@ -241,6 +241,8 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let table = open(request.relation, LockMode::AccessShare)?;
     let binding = Binding::to_table(request.rule.clone(), &table, Some(owner))?;
     notices(&binding, &table);
+    notice_triggers(&members, &request.rule)?;
+    notice_publications()?;
     protect_used(&request.rule.change, &members, &binding)?;
     let id = catalog::insert(&request.rule, &table, &request.indexes)?;
     catalog::set_guarded(id, owner)?;
@@ -276,6 +278,14 @@ pub fn check_uses(binding: &Binding, owner: pg_sys::Oid) -> Result<(), Error> {
                 where d.classid = o.class and d.objid = o.oid and d.deptype = 'e')
             and not exists (select from pg_roles as r where r.oid = coalesce(p.proowner, t.typowner) and r.rolsuper)";
     let (classes, oids): (Vec<_>, Vec<_>) = binding.uses().iter().map(|ObjectId { class, oid }| (*class, *oid)).unzip();
+    let temporary = "select pg_describe_object(o.class, o.oid, 0) from unnest($1::oid[], $2::oid[]) as o (class, oid)
+        left join pg_proc as p on o.class = 'pg_proc'::regclass and p.oid = o.oid
+        left join pg_type as t on o.class = 'pg_type'::regclass and t.oid = o.oid
+        join pg_namespace as n on n.oid = coalesce(p.pronamespace, t.typnamespace)
+        where n.nspname like 'pg\\_temp\\_%' limit 1";
+    if let Some(object) = query_strings(temporary, &[classes.clone().into(), oids.clone().into()])?.pop() {
+        return Err(Error::TemporaryObject { object });
+    }
     let used = query(sql, &[classes.into(), oids.into()], |row| {
         Ok((row.get::<pg_sys::Oid>(1)?.unwrap_or_default(), row.get::<String>(2)?.unwrap_or_default()))
     })?;
@@ -390,6 +400,40 @@ fn notices(binding: &Binding, table: &Table) {
             rule.source.name
         );
     }
+}
+
+/// Triggers that mind the old column: what they make of it they make for writes of the old application alone.
+fn notice_triggers(members: &[pg_sys::Oid], rule: &Rule) -> Result<(), Error> {
+    let sql = "select distinct format('%s (%s)', t.tgname, c.oid::regclass) || case
+            when a.attnum = any (t.tgattr::int2[]) then ': it fires for UPDATE OF this column alone'
+            else ': its function names the column' end
+        from pg_trigger as t
+        join pg_class as c on c.oid = t.tgrelid
+        join pg_proc as p on p.oid = t.tgfoid
+        join pg_attribute as a on a.attrelid = t.tgrelid and a.attname = $2::text::name
+        where t.tgrelid = any ($1) and not t.tgisinternal and t.tgparentid = 0 and t.tgfoid <> $3
+            and (a.attnum = any (t.tgattr::int2[])
+                or (t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and strpos(p.prosrc, $2) > 0))
+        order by 1";
+    let sync = extension::sync_function().unwrap_or_default();
+    let args = [members.to_vec().into(), rule.source.name.as_str().into(), sync.into()];
+    for trigger in query_strings(sql, &args)? {
+        pgrx::notice!(
+            "trigger {trigger}. When the new application writes, \"{}\" is carried over after it has fired: see zdd's documentation, \"Triggers on the old column\"",
+            rule.source.name
+        );
+    }
+    Ok(())
+}
+
+/// Publications that send the tables of pg_zdd too.
+fn notice_publications() -> Result<(), Error> {
+    for name in query_strings("select quote_ident(pubname) from pg_publication where puballtables", &[])? {
+        pgrx::notice!(
+            "publication {name} is FOR ALL TABLES and so sends the tables of pg_zdd: install pg_zdd on the subscribers, which discards what arrives for them"
+        );
+    }
+    Ok(())
 }
 
 /// A table locked against everything, for DDL.

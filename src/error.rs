@@ -78,6 +78,14 @@ pub enum Error {
     DefaultNotConstant {
         column: String,
     },
+    TemporaryObject {
+        object: String,
+    },
+    /// PostgreSQL's words are about generated columns.
+    RuleExpression {
+        argument: &'static str,
+        message: String,
+    },
     ForeignObject {
         object: String,
         user: String,
@@ -440,7 +448,8 @@ impl Error {
                 Code::ERRCODE_UNDEFINED_COLUMN,
                 format!("indexes names \"{column}\", which is not a new column"),
             )
-            .detail(format!("The new columns are {}.", list(targets))),
+            .detail(format!("The new columns are {}.", list(targets)))
+            .hint("indexes takes an element for each index: the name of a new column, or several with commas in between."),
             NotAnExpression { argument, text } => {
                 parts(Code::ERRCODE_SYNTAX_ERROR, format!("{argument} is not one SQL expression: {}", shown(text)))
             }
@@ -462,6 +471,15 @@ impl Error {
             )
             .detail("It could not be told from what an application has given.")
             .hint("Use a literal, or an expression over built-in immutable functions; set another default after the contract."),
+            TemporaryObject { object } => {
+                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, format!("a rule must not use a temporary object: {object}"))
+                    .detail("It is gone when your session ends, and other sessions cannot see it.")
+                    .hint("Create it in an ordinary schema.")
+            }
+            RuleExpression { argument, message } => {
+                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{argument}: {message}"))
+                    .hint("An expression of a rule computes one value from the columns of one side of one row. Put what takes more into an immutable function.")
+            }
             ForeignObject { object, user, owner } => parts(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("a rule must not use {object} of role \"{user}\""),
@@ -528,12 +546,14 @@ impl Error {
                 Code::ERRCODE_INVALID_TABLE_DEFINITION,
                 format!("column \"{column}\" of {relation} is a generated or identity column"),
             )
-            .detail("Writes of the new application could not be carried over into it."),
+            .detail("Writes of the new application could not be carried over into it.")
+            .hint("Split the columns that it is generated from, or make it an ordinary column first (ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION, or DROP IDENTITY)."),
             PartitionKey { relation, column } => parts(
                 Code::ERRCODE_INVALID_TABLE_DEFINITION,
                 format!("column \"{column}\" is in the partition key of {relation}"),
             )
-            .detail("A column in a partition key can neither be dropped nor written by a trigger."),
+            .detail("A column in a partition key can neither be dropped nor written by a trigger.")
+            .hint("Partition the table by another column, or leave this one as it is."),
             SourceInChange { relation, column, change } => parts(
                 Code::ERRCODE_OBJECT_IN_USE,
                 format!("column \"{column}\" of {relation} is already part of an active change"),
@@ -815,9 +835,9 @@ fn rule_parts(error: &RuleError) -> Parts {
         RuleError::InvalidTemplate { .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE).hint(
             "A template is text with {column}, [sections left out when a column in them is NULL], and \\ to escape.",
         ),
-        RuleError::TemplateUnknownTarget { targets, .. } => {
-            invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE).detail(format!("The new columns are {}.", list(targets)))
-        }
+        RuleError::TemplateUnknownTarget { targets, .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
+            .detail(format!("The new columns are {}.", list(targets)))
+            .hint("Write {name} for the value of a new column, and \\{ for a brace."),
         RuleError::UnknownVersion { .. } => invalid(Code::ERRCODE_FEATURE_NOT_SUPPORTED)
             .hint("Install the version of pg_zdd that wrote the rule, or a later one."),
         RuleError::InvalidRule(_) => {

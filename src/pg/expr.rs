@@ -9,6 +9,7 @@ use super::gate::Gate;
 use super::inspect::{ObjectId, UserObjects};
 use super::memory::Memory;
 use super::parse::{c_text, expression};
+use super::subxact::catch;
 use super::types::ColumnType;
 use super::value::{Value, Values};
 use super::{list_of, node_string, tag};
@@ -178,7 +179,14 @@ fn plan(
         (*state).p_ref_hook_state = std::ptr::from_ref(scope).cast_mut().cast();
         // The kind of expression that may neither aggregate, return sets, nor have subqueries.
         let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
-        let node = pg_sys::transformExpr(state, raw, kind);
+        let node = match catch(|| pg_sys::transformExpr(state, raw, kind)) {
+            Ok(node) => node,
+            Err(error) if error.message().contains("column generation expression") => {
+                let message = error.message().replace("column generation expressions", "the SQL of a rule");
+                return Err(Error::RuleExpression { argument, message });
+            }
+            Err(error) => error.rethrow(),
+        };
         let node_type = pg_sys::exprType(node);
         let coerced = pg_sys::coerce_to_target_type(
             state,

@@ -157,6 +157,20 @@ impl ColumnType {
         })
     }
 
+    /// A value as its type writes it, for people; `None` for NULL.
+    pub fn output(&self, _gate: &Gate, value: Value) -> Option<String> {
+        let datum = value.0?;
+        let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
+        // SAFETY: the value is of this type, whose output function gives a palloc'ed string.
+        unsafe {
+            pg_sys::getTypeOutputInfo(self.oid, &mut function, &mut is_varlena);
+            let text = pg_sys::OidOutputFunctionCall(function, datum);
+            let shown = super::c_string(text);
+            pg_sys::pfree(text.cast());
+            Some(shown)
+        }
+    }
+
     /// The length of a text value in bytes, found without fetching or decompressing it. 0 for other types.
     pub fn text_length(&self, value: Value) -> usize {
         match (value.0, self.is_text()) {

@@ -76,6 +76,9 @@ pub struct Target {
     pub type_name: String,
     /// Whether writes through the new side must give it a value.
     pub not_null: bool,
+    /// Text longer than this would not fit into an index that was asked for, and so does not fit the column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<usize>,
 }
 
 /// How the source is split.
@@ -260,7 +263,8 @@ pub(crate) mod tests {
 
     /// Targets of type text with these names.
     pub(crate) fn targets(names: &[&str]) -> Vec<Target> {
-        let target = |name: &&str| Target { name: name.to_string(), type_name: "text".into(), not_null: false };
+        let target =
+            |name: &&str| Target { name: name.to_string(), type_name: "text".into(), not_null: false, max_bytes: None };
         names.iter().map(target).collect()
     }
 

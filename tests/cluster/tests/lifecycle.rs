@@ -553,7 +553,7 @@ fn with_code(owner: &str) -> Session {
 const SPLIT_TELLING: &str = "'address', 'street', columns => 'streetname varchar, housenumber varchar',
     split_sql => ARRAY['public.tell(''split'', split_part(street, '' '', 1))',
         'nullif(split_part(street, '' '', 2), public.tell(''constant'', ''''))'],
-    join_sql => 'concat_ws(public.tell(''constant'', '' ''), public.tell(''join'', streetname), housenumber)'";
+    join_sql => 'public.tell(''join'', streetname) || coalesce(public.tell(''constant'', '' '') || housenumber, '''')'";
 
 /// What `tell` has been called for, each once. It must have been called as the owner, with the fixed search path.
 #[track_caller]
