@@ -413,7 +413,7 @@ fn notice_triggers(members: &[pg_sys::Oid], rule: &Rule) -> Result<(), Error> {
         join pg_attribute as a on a.attrelid = t.tgrelid and a.attname = $2::text::name
         where t.tgrelid = any ($1) and not t.tgisinternal and t.tgparentid = 0 and t.tgfoid <> $3
             and (a.attnum = any (t.tgattr::int2[])
-                or (t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and strpos(p.prosrc, $2) > 0))
+                or (t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and p.prosrc ~ format('(^|\\W)%s($|\\W)', regexp_replace($2, '(\\W)', '\\\\\\1', 'g'))))
         order by 1";
     let sync = extension::sync_function().unwrap_or_default();
     let args = [members.to_vec().into(), rule.source.name.as_str().into(), sync.into()];

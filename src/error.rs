@@ -84,6 +84,7 @@ pub enum Error {
     /// PostgreSQL's words are about generated columns.
     RuleExpression {
         argument: &'static str,
+        code: Code,
         message: String,
     },
     ForeignObject {
@@ -476,8 +477,8 @@ impl Error {
                     .detail("It is gone when your session ends, and other sessions cannot see it.")
                     .hint("Create it in an ordinary schema.")
             }
-            RuleExpression { argument, message } => {
-                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{argument}: {message}"))
+            RuleExpression { argument, code, message } => {
+                parts(*code, format!("{argument}: {message}"))
                     .hint("An expression of a rule computes one value from the columns of one side of one row. Put what takes more into an immutable function.")
             }
             ForeignObject { object, user, owner } => parts(

@@ -183,7 +183,9 @@ fn plan(
             Ok(node) => node,
             Err(error) if error.message().contains("column generation expression") => {
                 let message = error.message().replace("column generation expressions", "the SQL of a rule");
-                return Err(Error::RuleExpression { argument, message });
+                let message = message.replace("a column generation expression", "the SQL of a rule");
+                let message = message.replace("column generation expression", "the SQL of a rule");
+                return Err(Error::RuleExpression { argument, code: error.code(), message });
             }
             Err(error) => error.rethrow(),
         };
