@@ -471,24 +471,37 @@ struct Use {
 
 /// The sync triggers that use one of these objects, or one in them if they are schemas.
 fn uses(objects: &[ObjectId]) -> Result<Vec<Use>, Error> {
-    let sql = "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
-        from unnest($1::oid[], $2::oid[]) as o (class, oid)
-        join pg_depend as d on d.refclassid = o.class and d.refobjid = o.oid and d.classid = 'pg_trigger'::regclass
-        join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3
-        where o.class <> 'pg_class'::regclass
-        union
-        select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
-        from unnest($1::oid[], $2::oid[]) as o (class, oid)
-        join (
-            select p.pronamespace, 'pg_proc'::regclass::oid, p.oid from pg_proc as p
-            where p.pronamespace = any ($2)
-            union all
-            select y.typnamespace, 'pg_type'::regclass::oid, y.oid from pg_type as y
-            where y.typnamespace = any ($2)
-        ) as m (schema, class, oid) on o.class = 'pg_namespace'::regclass and m.schema = o.oid
-        join pg_depend as d on d.refclassid = m.class and d.refobjid = m.oid and d.classid = 'pg_trigger'::regclass
-        join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3";
+    let (schemas, objects): (Vec<ObjectId>, Vec<ObjectId>) =
+        objects.iter().partition(|object| object.class == pg_sys::NamespaceRelationId);
     let (classes, oids): (Vec<Oid>, Vec<Oid>) = objects.iter().map(|object| (object.class, object.oid)).unzip();
+    let mut found = uses_of(
+        "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
+         from unnest($1::oid[], $2::oid[]) as o (class, oid)
+         join pg_depend as d on d.refclassid = o.class and d.refobjid = o.oid and d.classid = 'pg_trigger'::regclass
+         join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3",
+        classes,
+        oids,
+    )?;
+    // There is no quick way from a schema to what is in it.
+    if !schemas.is_empty() {
+        found.extend(uses_of(
+            "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
+             from (
+                 select 'pg_proc'::regclass::oid, p.oid from pg_proc as p where p.pronamespace = any ($2)
+                 union all
+                 select 'pg_type'::regclass::oid, y.oid from pg_type as y where y.typnamespace = any ($2)
+             ) as m (class, oid)
+             join pg_depend as d on d.refclassid = m.class and d.refobjid = m.oid and d.classid = 'pg_trigger'::regclass
+             join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3
+             where $1::oid[] is not null",
+            Vec::new(),
+            schemas.iter().map(|schema| schema.oid).collect(),
+        )?);
+    }
+    Ok(found)
+}
+
+fn uses_of(sql: &str, classes: Vec<Oid>, oids: Vec<Oid>) -> Result<Vec<Use>, Error> {
     let sync = extension::sync_function().unwrap_or_default();
     query(sql, &[classes.into(), oids.into(), sync.into()], |row| {
         let object = ObjectId { class: row.get(1)?.unwrap_or_default(), oid: row.get(2)?.unwrap_or_default() };
