@@ -12,7 +12,8 @@ fn secret(split: &str, grant: &str) -> Stage {
     stage.victim.run(
         "CREATE TABLE shop.t (id int PRIMARY KEY, a varchar(20), note text); INSERT INTO shop.t VALUES (1, 'Hush 1', 'n')",
     );
-    stage.victim.run(&format!("SELECT zdd.split_column('shop.t', 'a', {split}); CALL zdd.backfill('t.a')"));
+    stage.victim.run(&format!("SELECT zdd.split_column('shop.t', 'a', {split})"));
+    stage.victim.run("CALL zdd.backfill('t.a')");
     let grant = stage.names.fill(grant);
     stage.victim.run(&grant);
     stage
@@ -150,7 +151,8 @@ fn queries_of_those_in_the_way() {
     let mut stage = Stage::with_change(PLAIN);
     let database = stage.db.text("SELECT current_database()");
     stage.run(&format!("ALTER DATABASE {database} SET zdd.lock_patience = '1s'"));
-    stage.mallory.run("CALL zdd.backfill('t.a'); GRANT SELECT ON evil.t TO PUBLIC");
+    stage.mallory.run("CALL zdd.backfill('t.a')");
+    stage.mallory.run("GRANT SELECT ON evil.t TO PUBLIC");
     stage.victim.run("BEGIN; SELECT 'hush', a FROM evil.t");
     stage.mallory.run("SELECT zdd.start_contract('t.a', force => true)");
     wait_for_true(&mut stage.db, "SELECT count(*) > 0 FROM zdd.events WHERE event IN ('error', 'retried')");
@@ -165,7 +167,8 @@ fn queries_of_those_in_the_way() {
 #[test]
 fn queries_of_those_in_the_way_of_a_session() {
     let mut stage = Stage::with_change(PLAIN);
-    stage.mallory.run("CALL zdd.backfill('t.a'); GRANT SELECT ON evil.t TO PUBLIC; SET zdd.lock_patience = 0");
+    stage.mallory.run("CALL zdd.backfill('t.a')");
+    stage.mallory.run("GRANT SELECT ON evil.t TO PUBLIC; SET zdd.lock_patience = 0");
     let pid = stage.victim.pid().to_string();
     stage.victim.run("BEGIN; SELECT 'hush', a FROM evil.t");
     let error = stage.mallory.error("SELECT zdd.fence('t.a')");

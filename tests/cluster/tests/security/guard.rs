@@ -144,6 +144,22 @@ fn transactions_of_hers() {
     }
 }
 
+/// Her rule is larger than anything that has to be read for the DDL of others.
+#[test]
+fn rule_of_great_size() {
+    let mut stage = Stage::new();
+    stage.mallory.run("CREATE TABLE evil.t (id int PRIMARY KEY, a text, note text)");
+    let _ = stage.mallory.attempt(
+        "SELECT zdd.split_column('evil.t', 'a', 'b text, c text', delimiter => ' ', \"join\" => '{b} {c}' || repeat('x', 100000000))",
+    );
+    others_go_on(&stage);
+    // Nor for the rows of others.
+    stage.victim.run(SHOP);
+    stage.victim.run(&format!("SELECT zdd.split_column('shop.address', 'a', {PLAIN})"));
+    stage.victim.run("SET statement_timeout = '5s'");
+    stage.victim.run("CALL zdd.backfill('address.a')");
+}
+
 /// After a restore, the guard writes down which changes are complete; she does not commit what she has it write.
 #[test]
 fn transaction_of_hers_after_a_restore() {

@@ -14,7 +14,7 @@ mod rules;
 use std::time::Duration;
 
 use pg_zdd_cluster::address::PATIENCE;
-use pg_zdd_cluster::session::{Session, shared_cluster};
+use pg_zdd_cluster::session::Session;
 use pg_zdd_cluster::{Cluster, wait_until};
 
 /// A rule that anybody may use.
@@ -152,6 +152,16 @@ impl Stage {
         }
     }
 
+    /// The same where there is more to try: written down, and undone.
+    #[track_caller]
+    fn note_escalation(&self, what: &str, wrong: &mut Vec<String>) {
+        if let Some(evidence) = self.escalation() {
+            wrong.push(format!("{what}: {evidence}"));
+            let undo = "ALTER ROLE :mallory NOSUPERUSER; TRUNCATE evil.log; SELECT setval('evil.caught', 1, false)";
+            self.judge().run(&self.names.fill(undo));
+        }
+    }
+
     /// Whether her code has run at all.
     #[track_caller]
     fn has_run(&self) -> bool {
@@ -181,12 +191,6 @@ fn memory_kb(pid: i32, line: &str) -> i64 {
     let found = status.lines().find_map(|it| it.strip_prefix(line)?.strip_prefix(':'));
     let number = found.and_then(|it| it.split_whitespace().next()).expect("a line of that name");
     number.parse().expect("a number")
-}
-
-/// The cluster of those tests that a server without its defences may not survive.
-fn rough_cluster() -> &'static Cluster {
-    static CLUSTER: std::sync::OnceLock<Cluster> = std::sync::OnceLock::new();
-    CLUSTER.get_or_init(|| Cluster::start(&[("shared_preload_libraries", "pg_zdd")]).expect("a cluster"))
 }
 
 /// Something that is not to be waited for has been.

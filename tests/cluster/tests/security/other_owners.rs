@@ -11,7 +11,7 @@ use crate::{PLAIN, SHOP, Stage, TABLE, wait_for_true};
 
 /// A rule whose evaluation waits while somebody holds advisory lock 1.
 const WAITING_RULE: &str = "columns => 'b text, c text', split_sql => array['split_part(evil.waits(a), '' '', 1)',
-    'split_part(a, '' '', 2)'], join_sql => 'b || '' '' || c'";
+    'split_part(a, '' '', 2)'], join_sql => 'evil.waits(b) || '' '' || c'";
 const WAITS: &str = "CREATE FUNCTION evil.waits(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
     BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN $1; END $$";
 
@@ -60,7 +60,7 @@ fn goes_on_by_name(call: &str, expanded: bool) {
     }
     let caller = stage.mallory.another();
     let mut held = Held::call(&mut stage, caller, call);
-    let dropper = stage.mallory.another().in_background("BEGIN; DROP TABLE evil.t");
+    let dropper = stage.mallory.another().in_background("BEGIN; LOCK TABLE evil.t2; DROP TABLE evil.t");
     wait_for_wait(&mut stage.db, dropper.pid, "%");
     held.let_go();
     let (mut dropper, dropped) = dropper.join();
@@ -75,7 +75,7 @@ fn goes_on_by_name(call: &str, expanded: bool) {
         stage.victim.run("CALL zdd.backfill('t.a')");
     }
     // What is pending, and diverged, is nobody else's business.
-    stage.victim.run("SET session_replication_role = origin; UPDATE shop.address SET note = 'o' WHERE id = 1");
+    stage.victim.run("UPDATE shop.address SET note = 'o' WHERE id = 1");
     let state = "SELECT id, a, b, c FROM shop.address ORDER BY id";
     let before = stage.victim.text(state);
     shared_cluster().thaw_backend(held.call.pid).expect("thawed");
@@ -255,7 +255,7 @@ fn objects_of_others_in_a_rule() {
     for source in ["a", "d", "e"] {
         refused(&mut stage.victim, "typed", source, PLAIN, &mut accepted);
     }
-    stage.assert_contained("objects of the attacker in a rule of the victim");
+    stage.note_escalation("a rule of the victim", &mut accepted);
     assert!(accepted.is_empty(), "not refused with 42501:\n{}", accepted.join("\n"));
     // Those of his own, of a superuser, and of roles whose rights he has are what rules are made of.
     stage.run(
@@ -392,7 +392,7 @@ fn lock_on_the_record_of_usage() {
     }
     stage.victim.run(SHOP);
     stage.victim.run(&format!("SELECT zdd.split_column('shop.address', 'a', {PLAIN})"));
-    let long = format!("SELECT nonsense FROM evil.f1 WHERE x <> '{}'", "x ".repeat(8 << 20));
+    let long = format!("SELECT nonsense FROM evil.f1 WHERE x <> '{}'", "x ".repeat(2 << 20));
     let flood = stage.mallory.another().in_background(&long);
     let mut slowest = Duration::ZERO;
     let mut number = 0;
@@ -400,7 +400,7 @@ fn lock_on_the_record_of_usage() {
         number += 1;
         let begun = std::time::Instant::now();
         // Each has an entry of its own to make.
-        stage.victim.run(&format!("SET application_name = 'shop{}'; SELECT a, b FROM shop.address", number % 50));
+        stage.victim.run(&format!("SET application_name = 'shop{}'; SELECT a, b FROM shop.address", number));
         slowest = slowest.max(begun.elapsed());
     }
     let (_, ended) = flood.join();

@@ -1,12 +1,13 @@
 //! What a rule may be, and what the evaluation of one may take: re-entrancy, memory, time, and values of all kinds.
 
+use std::process::Stdio;
 use std::time::Instant;
 
-use pg_zdd_cluster::Cluster;
+use pg_zdd_cluster::address::PATIENCE;
 use pg_zdd_cluster::session::Session;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use pg_zdd_cluster::{Cluster, Stop, wait_until};
 
-use crate::{PLAIN, Stage, TABLE, memory_kb, rough_cluster, soon};
+use crate::{PLAIN, Stage, TABLE, memory_kb, soon};
 
 /// Rules that give another result in another session, or next year.
 #[test]
@@ -80,12 +81,6 @@ fn default_of_a_domain() {
     }
 }
 
-/// A stage on the cluster that may crash.
-#[track_caller]
-fn rough() -> Stage {
-    Stage::on(rough_cluster())
-}
-
 /// An error that a user may see, if any: not one of ours, and no crash.
 #[track_caller]
 fn civil(what: &str, result: Result<(), String>) -> Option<String> {
@@ -98,7 +93,9 @@ fn civil(what: &str, result: Result<(), String>) -> Option<String> {
 /// A function of the rule writes to the table that the rule is of, while a row is being split.
 #[test]
 fn rule_that_writes_to_its_own_table() {
-    let mut stage = rough();
+    // A server without its defences does not survive this.
+    let cluster = Cluster::start(&[]).expect("a cluster");
+    let mut stage = Stage::on(&cluster);
     stage.mallory.run(
         "CREATE SEQUENCE evil.ids START 100;
          CREATE TABLE evil.t (id int PRIMARY KEY, a text, note text);
@@ -148,7 +145,9 @@ fn rule_that_writes_to_its_own_table() {
 /// The same without an end.
 #[test]
 fn rule_without_an_end() {
-    let mut stage = rough();
+    // A server without its defences does not survive this.
+    let cluster = Cluster::start(&[]).expect("a cluster");
+    let mut stage = Stage::on(&cluster);
     stage.mallory.run(
         "CREATE TABLE evil.t (id int, a text, note text);
          CREATE FUNCTION evil.insert(text) RETURNS void LANGUAGE sql AS $$ INSERT INTO evil.t (id, a) VALUES (1, $1) $$;
@@ -164,7 +163,9 @@ fn rule_without_an_end() {
 /// A function of the rule changes, drops or works on what the rule is of.
 #[test]
 fn rule_that_pulls_the_rug() {
-    let mut stage = rough();
+    // A server without its defences does not survive this.
+    let cluster = Cluster::start(&[]).expect("a cluster");
+    let mut stage = Stage::on(&cluster);
     stage.mallory.run(
         "CREATE TABLE evil.todo (it text);
          CREATE FUNCTION evil.once() RETURNS void LANGUAGE plpgsql AS $$
@@ -185,12 +186,8 @@ fn rule_that_pulls_the_rug() {
              'split_part(evil.also(a), '' '', 2)'], join_sql => 'b || '' '' || evil.does(c)')";
     let todo = [
         "ALTER TABLE evil.t ADD COLUMN more text",
-        "ALTER TABLE evil.t RENAME COLUMN note TO note2",
-        "ALTER TABLE evil.t ALTER note TYPE varchar",
-        "ALTER TABLE evil.t DISABLE TRIGGER ALL",
         "DROP TABLE evil.t",
         "TRUNCATE evil.t",
-        "UPDATE evil.t SET note = 'x'",
         "UPDATE evil.t SET a = 'Oak 1'",
         "DELETE FROM evil.t",
         "CREATE OR REPLACE FUNCTION evil.also(text) RETURNS text LANGUAGE sql IMMUTABLE RETURN $1 || '1'",
@@ -198,33 +195,22 @@ fn rule_that_pulls_the_rug() {
         "SELECT zdd.rollback('t.a')",
         "SELECT zdd.fence('t.a')",
         "SELECT zdd.alter_change('t.a', conflict => 'old')",
-        "SELECT zdd.alter_change('t.a', run_if => 'evil.does(''k'') IS NOT NULL')",
         "SELECT zdd.split_column('evil.t', 'note', 'n text', delimiter => ' ')",
-        "SELECT * FROM zdd.verify('t.a')",
         "SELECT * FROM zdd.mismatches('t.a')",
         "CALL zdd.backfill('t.a')",
-        "CALL zdd.contract('t.a')",
         "SELECT zdd.start_backfill('t.a')",
         "SELECT zdd.sync()",
         "SELECT zdd.guard()",
         "SELECT pg_advisory_unlock_all()",
-        "SET CONSTRAINTS ALL IMMEDIATE",
-        "SAVEPOINT s",
         "COMMIT",
-        "CREATE TEMPORARY TABLE t (a text)",
         "DROP EXTENSION pg_zdd CASCADE",
-        "SELECT set_config('session_replication_role', 'replica', false)",
-        "DO $d$ BEGIN PERFORM repeat('x', 1 << 28); END $d$",
     ];
     for sql in todo {
         for entry in [
             "INSERT INTO evil.t (id, a) VALUES (11, 'Oak 1')",
             "UPDATE evil.t SET a = 'Ash 2' WHERE id = 1",
-            "INSERT INTO evil.t (id, b, c) VALUES (12, 'Oak', '1')",
-            "SELECT * FROM zdd.verify('t.a')",
             "SELECT * FROM zdd.mismatches('t.a')",
             "CALL zdd.backfill('t.a')",
-            "CALL zdd.backfill('t.a', fire_triggers => true)",
             "CALL zdd.repair('t.a', 'old')",
         ] {
             let what = format!("{entry}, with {sql}");
@@ -263,7 +249,7 @@ fn memory_of_transactions() {
 /// Rows whose rule raises an error inside, which takes a subtransaction each.
 #[test]
 fn memory_of_errors() {
-    const ROWS: i64 = 5000;
+    const ROWS: i64 = 2000;
     let rule = "'b text', split_sql => array['evil.f(a::int::text)'], join_sql => 'b'";
     for raises in ["RETURN $1", "RAISE 'no'"] {
         let mut stage = Stage::new();
@@ -282,15 +268,27 @@ fn memory_of_errors() {
             let before = memory_kb(pid, "VmHWM");
             session.run(sql);
             let peak = memory_kb(pid, "VmHWM") - before;
-            assert!(peak < 64 << 10, "{raises}, {sql}: {peak} kB");
+            assert!(peak < 48 << 10, "{raises}, {sql}: {peak} kB");
         }
     }
+}
+
+/// A cluster whose processes may not have more than 800 MB each.
+fn with_little_memory() -> Cluster {
+    let cluster = Cluster::start(&[("shared_buffers", "16MB")]).expect("a cluster");
+    cluster.stop(Stop::Fast).expect("stopped");
+    let mut start = cluster.server_tool("/bin/sh");
+    start.args(["-c", "ulimit -v 800000 && exec \"$@\"", "sh"]).arg(cluster.bin_dir().join("pg_ctl"));
+    start.args(["start", "-w", "-s", "-D"]).arg(cluster.pgdata()).arg("-l").arg(cluster.log());
+    let started = start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(started.is_ok_and(|status| status.success()), "{}", cluster.log_tail(10));
+    cluster
 }
 
 /// A template that makes much of little, in a server whose processes may not have so much memory.
 #[test]
 fn text_without_bounds() {
-    let cluster = Cluster::start(&[]).expect("a cluster");
+    let cluster = with_little_memory();
     let mut stage = Stage::on(&cluster);
     for (number, copies) in [(1, 110), (2, 60), (3, 2000)] {
         stage.mallory.run(&format!(
@@ -316,20 +314,13 @@ fn text_without_bounds() {
         ),
     ] {
         let mut session = stage.mallory.another();
-        let pid = session.pid();
-        // What PostgreSQL needs to be there, and some.
-        let limit = memory_kb(pid, "VmSize").unsigned_abs() * 1024 + (400 << 20);
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        prlimit(Pid::from_raw(pid), Resource::As, limit).expect("a limit");
         let error = session.error(sql);
         if !codes.iter().any(|code| error.contains(code)) {
             wrong.push(format!("{sql}: {error}"));
         }
-        // A server that recovers from a crash has to come back first.
-        if witness.attempt("SELECT 1").is_err() {
-            wrong.push(format!("{sql}: the server has crashed"));
-            pg_zdd_cluster::wait_until("recovered", pg_zdd_cluster::address::PATIENCE, || Ok(stage.db.connects()))
-                .expect("up");
+        if error.contains("closed") {
+            wait_until("all are gone", PATIENCE, || Ok(witness.attempt("SELECT 1").is_err())).expect("gone");
+            wait_until("the server is there again", PATIENCE, || Ok(stage.db.connects())).expect("up");
             (witness, stage.mallory) = (witness.another(), stage.mallory.another());
         }
     }
@@ -343,12 +334,13 @@ fn regex_that_takes_long() {
     let mut stage = Stage::new();
     stage.mallory.run("CREATE TABLE evil.t (id int, a text)");
     let mut wrong = Vec::new();
-    for (name, regex, value) in [
-        ("word boundaries", r"^(?<b>(?:\b|a?){4000})\b\b(?<c>x)?$", "repeat('a', 65000)"),
-        ("lines", r"(?m)^(?<b>(?:a?){8000})$\n(?<c>x)?", "repeat('a', 65000)"),
-        ("a large counter", r"^(?:a|b){4000}(?<b>a)(?:a|b){4000}(?<c>c)?$", "repeat('ab', 32500)"),
-        ("many classes", r"(?<b>(?:\w?){1000}!)(?<c>x)?", "repeat('aé', 20000)"),
+    // Word boundaries are beyond the one automaton, and beside letters that are not ASCII beyond the other too.
+    for (name, regex) in [
+        ("no match", r"(?<b>(?:é?){1000}\b[xy])(?<c>x)?"),
+        ("a match", r"^(?<b>(?:é?){6000}\b)(?<c>é*!)$"),
+        ("a large counter", r"(?<b>\b(?:é|è){4000}[xy])(?<c>x)?"),
     ] {
+        let value = "repeat('é', 32000) || '!'";
         let split = format!(
             r#"SELECT zdd.split_column('evil.t', 'a', 'b text, c text', regex => '{regex}', "join" => '{{b}}[{{c}}]')"#
         );
@@ -359,17 +351,10 @@ fn regex_that_takes_long() {
             continue;
         }
         stage.mallory.run("SET statement_timeout = '200ms'");
-        for sql in [
-            format!("INSERT INTO evil.t (id, a) VALUES (1, {value})"),
-            format!(
-                "SELECT zdd.split_column('evil.t', 'a', 'b text, c text', regex => '{regex}', \"join\" => '{{b}}[{{c}}]')"
-            ),
-        ] {
-            let begun = Instant::now();
-            let _ = stage.mallory.attempt(&sql);
-            if begun.elapsed().as_millis() > 1500 {
-                wrong.push(format!("{name}: {:?} with a timeout of 200 ms", begun.elapsed()));
-            }
+        let begun = Instant::now();
+        let _ = stage.mallory.attempt(&format!("INSERT INTO evil.t (id, a) VALUES (1, {value})"));
+        if begun.elapsed().as_millis() > 1000 {
+            wrong.push(format!("{name}: {:?} with a timeout of 200 ms", begun.elapsed()));
         }
         stage.mallory.run("SET statement_timeout = '120s'; SELECT zdd.rollback('t.a')");
     }
@@ -382,11 +367,11 @@ fn regex_that_is_terminated() {
     let mut stage = Stage::new();
     stage.mallory.run("CREATE TABLE evil.t (id int, a text)");
     let split = r#"SELECT zdd.split_column('evil.t', 'a', 'b text, c text',
-        regex => '^(?<b>(?:\b|a?){4000})\b\b(?<c>x)?$', "join" => '{b}[{c}]')"#;
+        regex => '(?<b>(?:é?){1000}\b[xy])(?<c>x)?', "join" => '{b}[{c}]')"#;
     if stage.mallory.attempt(split).is_err() {
         return;
     }
-    let insert = "INSERT INTO evil.t (id, a) SELECT i, repeat('a', 65000) FROM generate_series(1, 10) AS i";
+    let insert = "INSERT INTO evil.t (id, a) SELECT i, repeat('é', 32000) || '!' FROM generate_series(1, 10) AS i";
     let busy = stage.mallory.another().in_background(insert);
     let active =
         format!("SELECT state = 'active' AND query LIKE 'INSERT%' FROM pg_stat_activity WHERE pid = {}", busy.pid);
@@ -406,7 +391,7 @@ fn keys_of_mismatches() {
              ('NaN', 'Elm 4'), ('Infinity', 'Elm 5'), (9007199254740993, 'Elm 6');
          CREATE TABLE evil.j (k jsonb PRIMARY KEY, a text);
          INSERT INTO evil.j VALUES ((repeat('[', 400) || 'null' || repeat(']', 400))::jsonb, 'Elm 1'),
-             ((repeat('[', 5000) || 'null' || repeat(']', 5000))::jsonb, 'Elm 2'), ('{\"x\": 1e400}', 'Elm 3'), ('\"\"', 'Elm 4');
+             ((repeat('[', 600) || 'null' || repeat(']', 600))::jsonb, 'Elm 2'), ('{\"x\": 1e400}', 'Elm 3'), ('\"\"', 'Elm 4');
          CREATE TABLE evil.f (k float8 PRIMARY KEY, a text); INSERT INTO evil.f VALUES ('NaN', 'Elm 1'), ('-Infinity', 'Elm 2');
          CREATE TABLE evil.x (k bytea PRIMARY KEY, a text); INSERT INTO evil.x VALUES ('\\x00ff', 'Elm 1');
          CREATE TABLE evil.r (k int4range PRIMARY KEY, a text, l text); INSERT INTO evil.r VALUES ('[1,)', 'Elm 1')",
@@ -432,38 +417,23 @@ fn keys_of_mismatches() {
 #[test]
 fn names_that_are_text_of_statements() {
     let mut stage = Stage::new();
-    for name in [
-        "$1::tid",
-        "$1",
-        "%s",
-        "%I",
-        "a\"\"b",
-        "it''s",
-        "\\",
-        "{b}",
-        "; DROP TABLE evil.log; --",
-        "/*",
-        "t.ctid",
-        "ähm €",
-    ] {
-        let quoted = format!("\"{}\"", name.replace("''", "'"));
-        let plain = name.replace("\"\"", "\"");
+    let ident = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    for name in ["$1::tid", "%s", "a\"b", "it's", "\\", "; DROP TABLE evil.log; --", "ähm €"] {
+        let (table, key, old) = (format!("evil.{}", ident(name)), ident(name), format!("old {name}"));
+        let new = ident(&format!("new {name}"));
         stage.mallory.run(&format!(
-            "CREATE TABLE evil.{quoted} ({quoted} int PRIMARY KEY, {} text);
-             INSERT INTO evil.{quoted} SELECT i, 'Elm ' || i FROM generate_series(1, 3) AS i",
-            quoted.replace("ähm", "a ähm").replacen('"', "\"old ", 1),
-        ));
-        let source = format!("old {plain}").replace("ähm", "a ähm");
-        let columns = format!(r#""new {}" text, "also" text"#, quoted.trim_matches('"').replace('\'', "''"));
-        let table = format!("evil.{quoted}").replace('\'', "''");
-        stage.mallory.run(&format!(
-            "SELECT zdd.split_column('{table}', '{source}', columns => '{columns}', delimiter => ' ', change => 'x',
-                 indexes => array['also'])"
+            "CREATE TABLE {table} ({key} int PRIMARY KEY, {} text);
+             INSERT INTO {table} SELECT i, 'Elm ' || i FROM generate_series(1, 3) AS i;
+             SELECT zdd.split_column({}, {}, columns => {}, delimiter => ' ', change => 'x', indexes => array['also'])",
+            ident(&old),
+            literal(&table),
+            literal(&old),
+            literal(&format!("{new} text, also text")),
         ));
         let missed = "SELECT count(*), count(DISTINCT key), count(DISTINCT source) FROM zdd.mismatches('x')";
         assert_eq!(stage.mallory.text(missed), "3|3|3", "{name}");
         for sql in [
-            "SELECT zdd.alter_change('x', conflict => 'old')",
             "SELECT zdd.start_backfill('x')",
             "CALL zdd.wait_for('x', 'expanded', '60s')",
             "CALL zdd.repair('x', 'new')",
@@ -474,34 +444,77 @@ fn names_that_are_text_of_statements() {
             let done = stage.mallory.attempt(sql);
             assert!(done.is_ok(), "{name}: {sql}: {done:?}\n{}", stage.db.text("SELECT * FROM zdd.events"));
         }
-        let new = format!(
-            "SELECT string_agg(\"new {}\" || also, ' ' ORDER BY also) FROM evil.{quoted}",
-            quoted.trim_matches('"')
-        );
-        assert_eq!(stage.mallory.text(&new), "Elm1 Elm2 Elm3", "{name}");
-        stage.mallory.run(&format!("DROP TABLE evil.{quoted}"));
+        let all = format!("SELECT string_agg({new} || also, ' ' ORDER BY also) FROM {table}");
+        assert_eq!(stage.mallory.text(&all), "Elm1 Elm2 Elm3", "{name}");
+        stage.mallory.run(&format!("DROP TABLE {table}"));
     }
     stage.mallory.run("SELECT * FROM evil.log");
 }
 
-/// An application has a setting that changes how names are written, and writes all the same.
+/// Sessions with settings that change how names and texts are read and written work as others do.
 #[test]
-fn names_that_are_always_quoted() {
+fn settings_of_the_session() {
     let mut stage = Stage::new();
-    stage.mallory.run(
-        "CREATE DOMAIN evil.word AS text; CREATE TABLE evil.t (id int, a evil.word);
-         SELECT zdd.split_column('evil.t', 'a', 'b evil.word, c numeric(9,2)', delimiter => ' ')",
-    );
-    let mut other: Session = stage.mallory.another();
-    other.run("SET quote_all_identifiers = on");
-    for sql in [
-        "INSERT INTO evil.t (id, a) VALUES (1, 'Elm 1')",
-        "CREATE TABLE evil.another (id int)",
-        "ALTER TABLE evil.t ADD COLUMN d text",
-        "SELECT * FROM zdd.verify('t.a')",
-        "CALL zdd.backfill('t.a')",
+    let mut wrong = Vec::new();
+    for set in [
+        "quote_all_identifiers = on",
+        "standard_conforming_strings = off",
+        "array_nulls = off",
+        "bytea_output = escape",
+        "transform_null_equals = on",
+        "row_security = off",
+        "search_path = ''",
+        "DateStyle = German",
+        "IntervalStyle = sql_standard",
+        "extra_float_digits = -15",
+        "client_encoding = LATIN1",
+        "default_transaction_isolation = serializable",
     ] {
-        other.run(sql);
+        stage
+            .mallory
+            .run("SET client_min_messages = warning; DROP TABLE IF EXISTS evil.t; DROP DOMAIN IF EXISTS evil.word");
+        stage.mallory.run("CREATE DOMAIN evil.word AS text; CREATE TABLE evil.t (id int PRIMARY KEY, a evil.word)");
+        let split = "SELECT zdd.split_column('evil.t', 'a', 'b evil.word, c numeric(9,2)', delimiter => ' ')";
+        let mut session: Session = stage.mallory.another();
+        session.run(&format!("SET {set}"));
+        // Made here and used there, and the other way round.
+        for in_session in [true, false] {
+            if in_session {
+                session.run(split)
+            } else {
+                stage.mallory.run(split)
+            }
+            for sql in [
+                "INSERT INTO evil.t (id, a) VALUES (1, 'Elm 1')",
+                "CREATE TABLE evil.another (id int)",
+                "ALTER TABLE evil.t ADD COLUMN d text",
+                "DROP TABLE evil.another",
+                "SELECT * FROM zdd.verify('t.a')",
+                "SELECT * FROM zdd.mismatches('t.a')",
+                "SELECT * FROM zdd.progress",
+                "SELECT zdd.alter_change('t.a', conflict => 'old', batch_target => '10ms')",
+                "CALL zdd.backfill('t.a')",
+                "SELECT zdd.fence('t.a')",
+                "SELECT zdd.unfence('t.a')",
+            ] {
+                for session in [&mut session, &mut stage.mallory] {
+                    if let Err(error) = session.attempt(sql)
+                        && !["(42P07)", "(42701)", "(42P01)", "(23505)", "(55000): change"]
+                            .iter()
+                            .any(|it| error.contains(it))
+                        && !error.contains("cannot become")
+                    {
+                        wrong.push(format!("{set}: {sql}: {error}"));
+                    }
+                }
+            }
+            if stage.mallory.text("SELECT a, b, c FROM evil.t") != "Elm 1|Elm|1.00" {
+                wrong.push(format!("{set}: {}", stage.mallory.text("TABLE evil.t")));
+            }
+            stage
+                .mallory
+                .run("SELECT zdd.rollback('t.a'); DELETE FROM evil.t; ALTER TABLE evil.t DROP COLUMN IF EXISTS d");
+        }
     }
-    assert_eq!(stage.mallory.text("SELECT a, b, c FROM evil.t"), "Elm 1|Elm|1.00");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
