@@ -5,15 +5,15 @@ use std::ops::Range;
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
 
-use crate::binding::Binding;
+use crate::binding::{Binding, BoundColumn};
 use crate::catalog::Change;
 use crate::ddl::{as_owner, open};
-use crate::error::Error;
+use crate::error::{Error, shortened};
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
 use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
-use crate::pg::value::{Value, Values};
+use crate::pg::value::{Passed, Value, Values};
 use crate::plans;
 use crate::rule::state::RowState;
 
@@ -159,7 +159,7 @@ fn find(
 }
 
 /// A row of `zdd.mismatches`.
-pub type MismatchRow = (pg_sys::Oid, Option<pgrx::JsonB>, String, Option<String>, Option<pgrx::JsonB>, String);
+pub type MismatchRow = (pg_sys::Oid, Option<Passed>, String, Option<Passed>, Option<Passed>, String);
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
@@ -280,19 +280,25 @@ fn sample(binding: &Binding, table: &Table, sample_rows: u64, preview: &mut Prev
     Ok(())
 }
 
+/// A value as an example shows it.
+fn example_text(column: &BoundColumn, value: Value) -> Option<String> {
+    const MOST: usize = 1000;
+    column.column_type.decode(&value).map(|text| shortened(&text, MOST))
+}
+
 fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
     let mut targets = Values::new();
     if source.is_null() {
         return preview.null.add(|| serde_json::Value::Null);
     }
     let accepted = binding.split(source, &mut targets);
-    let text = || serde_json::Value::from(binding.source_text(source));
+    let source_text = |source| example_text(&binding.source, source).unwrap_or_else(|| "NULL".to_owned());
+    let text = || serde_json::Value::from(source_text(source));
     let example = |joined: Option<String>| {
         let mut example = serde_json::Map::new();
         example.insert(binding.rule.source.name.clone(), text());
         for ((target, column), value) in binding.rule.targets.iter().zip(&binding.targets).zip(&targets) {
-            let text = column.column_type.decode(value).map(|text| text.into_owned());
-            example.insert(target.name.clone(), text.into());
+            example.insert(target.name.clone(), example_text(column, *value).into());
         }
         if let Some(joined) = joined {
             example.insert("joined".into(), joined.into());
@@ -305,7 +311,7 @@ fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
     preview.matched.add(|| example(None));
     let joined = binding.join_if_possible(&targets);
     if !joined.is_some_and(|joined| binding.same_source(joined, source)) {
-        preview.lossy.add(|| example(Some(joined.map_or_else(|| "NULL".into(), |joined| binding.source_text(joined)))));
+        preview.lossy.add(|| example(Some(joined.map_or_else(|| "NULL".into(), source_text))));
     }
 }
 
