@@ -29,6 +29,7 @@ use crate::pg::session::Session;
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
 use crate::pg::types::ColumnType;
+use crate::pg::value::Passed;
 use crate::phase::Phase;
 use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
 use crate::usage::report;
@@ -200,10 +201,10 @@ fn mismatches(
         'static,
         (
             name!(relation, pg_sys::Oid),
-            name!(key, Option<JsonB>),
+            name!(key, Option<Passed>),
             name!(ctid, pg_sys::ItemPointerData),
-            name!(source, Option<String>),
-            name!(targets, Option<JsonB>),
+            name!(source, Option<Passed>),
+            name!(targets, Option<Passed>),
             name!(kind, String),
         ),
     >,

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 
 use smallvec::SmallVec;
 
-use crate::error::Error;
+use crate::error::{Error, shown};
 use crate::pg::expr::Expressions;
 use crate::pg::gate::{Gate, as_owner};
 use crate::pg::inspect::ObjectId;
 use crate::pg::lock::LockMode;
+use crate::pg::lock::check_for_interrupts;
 use crate::pg::memory::Memory;
 use crate::pg::subxact::catch;
 use crate::pg::table::{Row, Table};
@@ -17,8 +18,11 @@ use crate::pg::types::ColumnType;
 use crate::pg::value::{Value, Values};
 use crate::rule::split::Parts;
 use crate::rule::state::{self, InsertFacts, RowState, Side};
-use crate::rule::{Join, Joiner, Rule, Split, Splitter, Unmatched};
+use crate::rule::{Exceeded, Join, Joiner, Rule, Split, Splitter, Unmatched};
 use pgrx::pg_sys::Oid;
+
+/// More memory than this is given back after each join.
+const KEPT_BUFFER: usize = 64 << 10;
 
 /// A column that a rule reads and writes.
 pub struct BoundColumn {
@@ -222,7 +226,9 @@ impl Binding {
             Splitting::Text(splitter) => {
                 let Some(text) = self.source.column_type.decode(&source) else { return false };
                 let mut parts = Parts::new();
-                splitter.split(&text, &mut parts)
+                splitter
+                    .split(&text, &mut parts, &mut check_for_interrupts)
+                    .unwrap_or_else(|exceeded| self.exceeded(exceeded).raise())
                     && parts.iter().zip(&self.targets).all(|(part, target)| {
                         let value = match part {
                             Some(part) => target.column_type.encode(part),
@@ -267,7 +273,7 @@ impl Binding {
             Joining::Text(joiner) => self.join_texts(joiner, targets, |joined| match joined {
                 None => Ok(Value::NULL),
                 Some(text) => self.source.column_type.encode(text).ok_or_else(|| self.does_not_fit(text)),
-            })?,
+            })??,
             Joining::Sql(expressions) => {
                 let mut result = Values::new();
                 as_owner(self.owner, |gate| expressions.evaluate(gate, targets, &mut result));
@@ -280,12 +286,30 @@ impl Binding {
         Ok(source)
     }
 
-    /// Calls `f` with the joined texts of the targets.
-    fn join_texts<R>(&self, joiner: &Joiner, targets: &[Value], f: impl FnOnce(Option<&str>) -> R) -> R {
+    /// Calls `f` with the joined texts of the targets. An error if they are too long.
+    fn join_texts<R>(&self, joiner: &Joiner, targets: &[Value], f: impl FnOnce(Option<&str>) -> R) -> Result<R, Error> {
         let texts: SmallVec<[_; 4]> =
             targets.iter().zip(&self.targets).map(|(value, target)| target.column_type.decode(value)).collect();
         let texts: SmallVec<[Option<&str>; 4]> = texts.iter().map(Option::as_deref).collect();
-        f(joiner.join(&texts, &mut self.buffer.borrow_mut()))
+        // Taken, so that an error frees it.
+        let mut buffer = self.buffer.take();
+        let result = match joiner.join(&texts, &mut buffer, &mut check_for_interrupts) {
+            Ok(joined) => Ok(f(joined)),
+            Err(exceeded) => Err(self.exceeded(exceeded)),
+        };
+        if buffer.capacity() <= KEPT_BUFFER {
+            self.buffer.replace(buffer);
+        }
+        result
+    }
+
+    fn exceeded(&self, exceeded: Exceeded) -> Error {
+        match exceeded {
+            Exceeded::Length { bytes } => {
+                Error::JoinTooLong { change: self.rule.change.clone(), column: self.rule.source.name.clone(), bytes }
+            }
+            Exceeded::Memory { bytes } => Error::OutOfMemory { bytes },
+        }
     }
 
     /// O = g(N), as far as g can be had.
@@ -293,10 +317,11 @@ impl Binding {
         match &self.joiner {
             // A value that is there fits its column.
             Joining::Text(joiner) if !self.source.column_type.is_padded() => {
-                self.join_texts(joiner, targets, |joined| match joined {
+                let joined = self.join_texts(joiner, targets, |joined| match joined {
                     None => source.is_null(),
                     Some(_) => joined == self.source.column_type.decode(&source).as_deref(),
-                })
+                });
+                if_possible(joined).unwrap_or(false)
             }
             _ => self.join_if_possible(targets).is_some_and(|joined| self.same_source(joined, source)),
         }
@@ -307,7 +332,7 @@ impl Binding {
             change: self.rule.change.clone(),
             column: self.rule.source.name.clone(),
             type_name: self.rule.source.type_name.clone(),
-            value: Some(text.to_owned()),
+            value: Some(shown(text)),
         }
     }
 
@@ -315,10 +340,10 @@ impl Binding {
     pub fn join_if_possible(&self, targets: &[Value]) -> Option<Value> {
         let may_raise = matches!(self.joiner, Joining::Sql(_)) || self.source_has_constraints;
         if !may_raise {
-            return self.join(targets).ok();
+            return if_possible(self.join(targets));
         }
         match catch(|| self.join(targets)) {
-            Ok(result) => result.ok(),
+            Ok(result) => if_possible(result),
             // A domain's constraints reject it.
             Err(error) if error.is_rejection() || error.is_constraint_violation() => None,
             Err(error) => error.rethrow(),
@@ -417,12 +442,12 @@ impl Binding {
             .map(|(target, _)| target.name.as_str())
     }
 
-    /// A value as people read it.
+    /// A value as people read it, shortened.
     pub fn source_text(&self, source: Value) -> String {
         self.shown(&self.source.column_type, source)
     }
 
-    /// The targets as people read them.
+    /// The targets as people read them, shortened.
     pub fn targets_text(&self, targets: &[Value]) -> String {
         let texts: Vec<String> = self
             .rule
@@ -436,7 +461,10 @@ impl Binding {
     }
 
     fn shown(&self, column_type: &ColumnType, value: Value) -> String {
-        as_owner(self.owner, |gate| column_type.output(gate, value)).unwrap_or_else(|| "NULL".to_owned())
+        if let Some(text) = column_type.decode(&value) {
+            return shown(&text);
+        }
+        as_owner(self.owner, |gate| column_type.output(gate, value, shown)).unwrap_or_else(|| "NULL".to_owned())
     }
 
     /// The facts about a row with these values.
@@ -447,6 +475,15 @@ impl Binding {
     /// The state of a row with these values.
     pub fn state(&self, source: Value, targets: &[Value]) -> RowState {
         state::classify(&mut self.facts(source, targets))
+    }
+}
+
+/// What was joined. Nothing if it is too long or does not fit; that there is no memory is an error in any case.
+fn if_possible<T>(joined: Result<T, Error>) -> Option<T> {
+    match joined {
+        Ok(joined) => Some(joined),
+        Err(error @ Error::OutOfMemory { .. }) => error.raise(),
+        Err(_) => None,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::backfill::plan::format_duration;
 use crate::pg::subxact::Caught;
 use crate::phase::{IllegalMove, Phase};
 use crate::rule::RuleError;
+use crate::rule::join::MAX_LENGTH;
 
 /// What went wrong.
 #[derive(Debug)]
@@ -302,6 +303,14 @@ pub enum Error {
         type_name: String,
         value: Option<String>,
     },
+    JoinTooLong {
+        change: String,
+        column: String,
+        bytes: usize,
+    },
+    OutOfMemory {
+        bytes: usize,
+    },
 
     // Calls.
     InTransactionBlock {
@@ -359,8 +368,12 @@ fn list<T: AsRef<str>>(names: &[T]) -> String {
 
 /// A value as it is shown in a message: a long one is shortened.
 pub fn shown(value: &str) -> String {
-    const MOST: usize = 100;
-    match value.char_indices().nth(MOST) {
+    shortened(value, 100)
+}
+
+/// A value of which at most so many characters are shown.
+pub fn shortened(value: &str, most: usize) -> String {
+    match value.char_indices().nth(most) {
         Some((end, _)) => format!("{}... ({} bytes)", &value[..end], value.len()),
         None => value.to_owned(),
     }
@@ -757,13 +770,13 @@ impl Error {
                 Code::ERRCODE_CHECK_VIOLATION,
                 format!("value of column \"{column}\" does not match the split rule of change \"{change}\""),
             )
-            .detail_of(value.as_ref().map(|value| format!("The value is: {}", shown(value))))
+            .detail_of(value.as_ref().map(|value| format!("The value is: {value}")))
             .hint("The change was made with unmatched => 'error'. zdd.alter_change(change, unmatched => 'null') accepts such values."),
             Conflict { change, sides } => parts(
                 Code::ERRCODE_CHECK_VIOLATION,
                 format!("the two sides of change \"{change}\" were written in one statement and do not belong together"),
             )
-            .detail_of(sides.as_ref().map(|[old, new]| format!("Old side: {}; new side: {}", shown(old), shown(new))))
+            .detail_of(sides.as_ref().map(|[old, new]| format!("Old side: {old}; new side: {new}")))
             .hint("The change was made with conflict => 'error'. Write one side, or both so that they agree."),
             NotNull { change, relation, column } => parts(
                 Code::ERRCODE_NOT_NULL_VIOLATION,
@@ -775,10 +788,21 @@ impl Error {
                 format!("the new columns joined are not a value of column \"{column}\", type {type_name}"),
             )
             .detail(match value {
-                Some(value) => format!("Change \"{change}\" would write: {}", shown(value)),
+                Some(value) => format!("Change \"{change}\" would write: {value}"),
                 None => format!("Change \"{change}\" would write it."),
             })
             .hint("The old application could not read this value. Write shorter values until the contract, or roll the change back, widen the old column and begin anew."),
+            JoinTooLong { change, column, bytes } => parts(
+                Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                format!(
+                    "the new columns joined would be a text of {bytes} bytes, more than the limit of {MAX_LENGTH}"
+                ),
+            )
+            .detail(format!("Change \"{change}\" would write it into column \"{column}\"."))
+            .hint("The old application could not read this value. Write shorter values until the contract."),
+            OutOfMemory { bytes } => {
+                parts(Code::ERRCODE_OUT_OF_MEMORY, "out of memory").detail(format!("Failed on request of size {bytes}."))
+            }
             InTransactionBlock { procedure } => parts(
                 Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
                 format!("CALL zdd.{procedure} cannot run inside a transaction block"),
@@ -839,6 +863,7 @@ fn rule_parts(error: &RuleError) -> Parts {
         RuleError::TemplateUnknownTarget { targets, .. } => invalid(Code::ERRCODE_INVALID_PARAMETER_VALUE)
             .detail(format!("The new columns are {}.", list(targets)))
             .hint("Write {name} for the value of a new column, and \\{ for a brace."),
+        RuleError::TooLong { .. } => invalid(Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED),
         RuleError::UnknownVersion { .. } => invalid(Code::ERRCODE_FEATURE_NOT_SUPPORTED)
             .hint("Install the version of pg_zdd that wrote the rule, or a later one."),
         RuleError::InvalidRule(_) => {
@@ -877,6 +902,12 @@ impl From<Error> for ErrorReport {
 }
 
 impl Error {
+    /// Raises it at once, for where no caller could do anything about it.
+    pub fn raise(self) -> ! {
+        ErrorReport::from(self).report(pgrx::PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+
     /// What to do about an error that has stopped the work on a change and has no better HINT.
     pub const RESUME: &str = "SELECT zdd.resume(change) goes on with it when the cause is gone.";
 

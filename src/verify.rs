@@ -5,17 +5,17 @@ use std::ops::Range;
 use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier as quote, quote_literal};
 
-use crate::binding::Binding;
+use crate::binding::{Binding, BoundColumn};
 use crate::catalog::Change;
 use crate::ddl::open;
-use crate::error::Error;
+use crate::error::{Error, shortened};
 use crate::pg::gate::as_owner;
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
 use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
-use crate::pg::value::{Value, Values};
+use crate::pg::value::{Passed, Value, Values};
 use crate::plans;
 use crate::rule::state::RowState;
 
@@ -160,8 +160,7 @@ fn find(
 }
 
 /// A row of `zdd.mismatches`.
-pub type MismatchRow =
-    (pg_sys::Oid, Option<pgrx::JsonB>, pg_sys::ItemPointerData, Option<String>, Option<pgrx::JsonB>, String);
+pub type MismatchRow = (pg_sys::Oid, Option<Passed>, pg_sys::ItemPointerData, Option<Passed>, Option<Passed>, String);
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
@@ -184,17 +183,18 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
             primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
         let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
         let sql = format!(
-            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1",
+            "select {}, t.{}::text, {}, t.ctid from only {} as t where t.ctid operator(pg_catalog.=) $1",
             if key.is_empty() { "null::jsonb".to_owned() } else { object(&key) },
             quote(change.rule.source.current_name()),
             object(&targets),
             table.name(),
         );
-        let mut mismatches = found.iter();
         let tids = found.iter().map(|mismatch| [mismatch.tid.into()]);
         as_owner(table.owner(), |gate| {
             gate.for_each(&sql, [pg_sys::PgBuiltInOids::TIDOID], tids, |row| {
-                let Some(mismatch) = mismatches.next() else { return Ok(()) };
+                // Rows may have gone since they were looked at.
+                let tid = row.get::<pg_sys::ItemPointerData>(4)?.map(Tid::unpack);
+                let Some(mismatch) = found.iter().find(|mismatch| Some(mismatch.tid) == tid) else { return Ok(()) };
                 result.push((
                     mismatch.relation,
                     row.get(1)?,
@@ -277,19 +277,25 @@ fn sample(binding: &Binding, table: &Table, sample_rows: u64, preview: &mut Prev
     Ok(())
 }
 
+/// A value as an example shows it.
+fn example_text(column: &BoundColumn, value: Value) -> Option<String> {
+    const MOST: usize = 1000;
+    column.column_type.decode(&value).map(|text| shortened(&text, MOST))
+}
+
 fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
     let mut targets = Values::new();
     if source.is_null() {
         return preview.null.add(|| serde_json::Value::Null);
     }
     let accepted = binding.split(source, &mut targets);
-    let text = || serde_json::Value::from(binding.source_text(source));
+    let source_text = |source| example_text(&binding.source, source).unwrap_or_else(|| "NULL".to_owned());
+    let text = || serde_json::Value::from(source_text(source));
     let example = |joined: Option<String>| {
         let mut example = serde_json::Map::new();
         example.insert(binding.rule.source.name.clone(), text());
         for ((target, column), value) in binding.rule.targets.iter().zip(&binding.targets).zip(&targets) {
-            let text = column.column_type.decode(value).map(|text| text.into_owned());
-            example.insert(target.name.clone(), text.into());
+            example.insert(target.name.clone(), example_text(column, *value).into());
         }
         if let Some(joined) = joined {
             example.insert("joined".into(), joined.into());
@@ -302,7 +308,7 @@ fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
     preview.matched.add(|| example(None));
     let joined = binding.join_if_possible(&targets);
     if !joined.is_some_and(|joined| binding.same_source(joined, source)) {
-        preview.lossy.add(|| example(Some(joined.map_or_else(|| "NULL".into(), |joined| binding.source_text(joined)))));
+        preview.lossy.add(|| example(Some(joined.map_or_else(|| "NULL".into(), source_text))));
     }
 }
 

@@ -23,7 +23,8 @@ pub struct Tid {
 }
 
 impl Tid {
-    fn unpack(tid: pg_sys::ItemPointerData) -> Tid {
+    /// From PostgreSQL's.
+    pub fn unpack(tid: pg_sys::ItemPointerData) -> Tid {
         Tid { block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), offset: tid.ip_posid }
     }
 

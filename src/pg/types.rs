@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
-use pgrx::{FromDatum, IntoDatum, pg_sys, varlena};
+use pgrx::{FromDatum, pg_sys, varlena};
 
 use super::ffi::datum_copy;
 use super::gate::Gate;
 use super::inspect::ObjectId;
+use super::lock::check_for_interrupts;
 use super::value::Value;
 use crate::rule::Fit;
 
@@ -115,14 +116,14 @@ impl ColumnType {
             Fit::Int4 => pg_sys::Datum::from(text.parse::<i32>().ok()?),
             Fit::Int8 => pg_sys::Datum::from(text.parse::<i64>().ok()?),
             Fit::Numeric { .. } => {
-                let text = std::ffi::CString::new(text).ok()?;
                 // SAFETY: numeric_in takes a C string, an unused OID and the modifier; the text has been checked to be
-                // a number that fits.
+                // a number that fits, so there is no NUL in it.
                 unsafe {
+                    let text = pg_sys::pnstrdup(text.as_ptr().cast(), text.len());
                     pgrx::direct_function_call_as_datum(
                         pg_sys::numeric_in,
                         &[
-                            Some(pg_sys::Datum::from(text.as_ptr())),
+                            Some(pg_sys::Datum::from(text)),
                             Some(pg_sys::Datum::from(pg_sys::InvalidOid)),
                             Some(pg_sys::Datum::from(self.base_typmod)),
                         ],
@@ -134,8 +135,9 @@ impl ColumnType {
         Some(Value(Some(datum)))
     }
 
-    /// The text of a value that is not NULL, as the rules see it. Borrowed from the value where possible: it lives as
-    /// long as the memory that the value was read into. `None` if it is not text, or not UTF-8.
+    /// The text of a value that is not NULL, as the rules see it. What can be long is borrowed, from the value or the
+    /// current memory context: it lives as long as the memory that the value was read into. `None` if it is not text, or
+    /// not UTF-8.
     pub fn decode<'v>(&self, value: &'v Value) -> Option<Cow<'v, str>> {
         let datum = value.0?;
         Some(match self.fit {
@@ -148,24 +150,24 @@ impl ColumnType {
             Fit::Int2 => Cow::Owned(unsafe { i16::from_datum(datum, false) }?.to_string()),
             Fit::Int4 => Cow::Owned(unsafe { i32::from_datum(datum, false) }?.to_string()),
             Fit::Int8 => Cow::Owned(unsafe { i64::from_datum(datum, false) }?.to_string()),
-            // SAFETY: numeric_out takes a numeric and gives a C string.
-            Fit::Numeric { .. } => Cow::Owned(unsafe {
+            // SAFETY: numeric_out takes a numeric and gives a C string, in the current context.
+            Fit::Numeric { .. } => Cow::Borrowed(unsafe {
                 let text = pgrx::direct_function_call_as_datum(pg_sys::numeric_out, &[Some(datum)])?;
-                super::c_string(text.cast_mut_ptr())
+                core::ffi::CStr::from_ptr(text.cast_mut_ptr()).to_str().ok()?
             }),
             Fit::Opaque => return None,
         })
     }
 
-    /// A value as its type writes it, for people; `None` for NULL.
-    pub fn output(&self, _gate: &Gate, value: Value) -> Option<String> {
+    /// What to show of a value as its type writes it; `None` for NULL.
+    pub fn output(&self, _gate: &Gate, value: Value, show: impl FnOnce(&str) -> String) -> Option<String> {
         let datum = value.0?;
         let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
         // SAFETY: the value is of this type, whose output function gives a palloc'ed string.
         unsafe {
             pg_sys::getTypeOutputInfo(self.oid, &mut function, &mut is_varlena);
             let text = pg_sys::OidOutputFunctionCall(function, datum);
-            let shown = super::c_string(text);
+            let shown = show(&core::ffi::CStr::from_ptr(text).to_string_lossy());
             pg_sys::pfree(text.cast());
             Some(shown)
         }
@@ -229,7 +231,11 @@ impl ColumnType {
                 -1 => {
                     let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
                     let size = varlena::varsize_any(stored);
-                    std::slice::from_raw_parts(stored.cast::<u8>(), size).hash(hasher);
+                    // As many bytes at once as take a millisecond.
+                    for bytes in std::slice::from_raw_parts(stored.cast::<u8>(), size).chunks(1 << 20) {
+                        bytes.hash(hasher);
+                        check_for_interrupts();
+                    }
                 }
                 -2 => core::ffi::CStr::from_ptr(datum.cast_mut_ptr()).hash(hasher),
                 len => std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), len as usize).hash(hasher),
@@ -297,15 +303,15 @@ fn is_citext(oid: pg_sys::Oid) -> bool {
 
 /// A new varlena of the text and some blanks.
 fn new_text(text: &str, blanks: usize) -> pg_sys::Datum {
-    if blanks > 0 {
-        return format!("{text}{}", " ".repeat(blanks)).into_datum().unwrap_or(pg_sys::Datum::from(0));
-    }
-    let size = text.len() + HEADER as usize;
-    // SAFETY: the allocation holds the header and the text; palloc raises an error rather than give NULL.
+    let size = HEADER as usize + text.len() + blanks;
+    // SAFETY: the allocation holds the header, the text and the blanks; palloc raises an error rather than give NULL or
+    // more than a length word can say.
     unsafe {
         let datum = pg_sys::palloc(size).cast::<pg_sys::varlena>();
         varlena::set_varsize_4b(datum, size as i32);
-        std::ptr::copy_nonoverlapping(text.as_ptr(), datum.cast::<u8>().add(HEADER as usize), text.len());
+        let bytes = datum.cast::<u8>().add(HEADER as usize);
+        std::ptr::copy_nonoverlapping(text.as_ptr(), bytes, text.len());
+        std::ptr::write_bytes(bytes.add(text.len()), b' ', blanks);
         pg_sys::Datum::from(datum)
     }
 }

@@ -43,8 +43,8 @@ impl Fit {
 }
 
 fn fits_chars(value: &str, max: usize) -> bool {
-    // A character takes at least one byte.
-    value.len() <= max || value.chars().count() <= max
+    // A character takes one to four bytes.
+    value.len() <= max || value.len() / 4 <= max && value.chars().count() <= max
 }
 
 /// Whether the value is a number in plain notation whose digits other than 0 all stand in these decimal places

@@ -1,6 +1,12 @@
 //! From new to old: g.
 
-use super::{Join, RuleError, Target, Template};
+use super::{Exceeded, Join, RuleError, TEXT_LIMIT, Target, Template, check_length};
+
+/// The most bytes that a joined text may have: what PostgreSQL can store in one value, without its length word.
+pub const MAX_LENGTH: usize = 0x3fff_ffff - 4;
+
+/// How many bytes are copied between two interrupts.
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// A compiled join rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,28 +22,64 @@ impl Joiner {
     /// Checks and compiles the rule; `None` for SQL, which only the server can evaluate.
     pub fn new(join: &Join, targets: &[Target]) -> Result<Option<Joiner>, RuleError> {
         Ok(match join {
-            Join::Template(text) => Some(Joiner(Kind::Template(Template::parse(text, targets)?))),
-            Join::Delimiter(delimiter) => Some(Joiner(Kind::Delimiter(delimiter.clone()))),
-            Join::Sql(_) => None,
+            Join::Template(text) => {
+                check_length("join template", text, TEXT_LIMIT)?;
+                Some(Joiner(Kind::Template(Template::parse(text, targets)?)))
+            }
+            Join::Delimiter(delimiter) => {
+                check_length("delimiter", delimiter, TEXT_LIMIT)?;
+                Some(Joiner(Kind::Delimiter(delimiter.clone())))
+            }
+            Join::Sql(text) => {
+                check_length("expression of join_sql", text, TEXT_LIMIT)?;
+                None
+            }
         })
     }
 
-    /// The source for these values, one per target, written into `buffer`. NULL when all of them are NULL.
-    pub fn join<'b>(&self, values: &[Option<&str>], buffer: &'b mut String) -> Option<&'b str> {
+    /// The source for these values, one per target, written into `buffer`. NULL when all of them are NULL. `interrupt` is
+    /// called every few milliseconds and may unwind.
+    pub fn join<'b>(
+        &self,
+        values: &[Option<&str>],
+        buffer: &'b mut String,
+        interrupt: &mut dyn FnMut(),
+    ) -> Result<Option<&'b str>, Exceeded> {
         buffer.clear();
-        let mut given = values.iter().flatten();
-        let first = given.next()?;
+        if values.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let mut bytes = 0usize;
+        self.each_piece(values, &mut |piece| bytes = bytes.saturating_add(piece.len()));
+        if bytes > MAX_LENGTH {
+            return Err(Exceeded::Length { bytes });
+        }
+        buffer.try_reserve_exact(bytes).map_err(|_| Exceeded::Memory { bytes })?;
+        let mut copied = 0;
+        self.each_piece(values, &mut |piece| {
+            copied += piece.len();
+            if copied >= COPIED_AT_ONCE {
+                copied = 0;
+                interrupt();
+            }
+            buffer.push_str(piece);
+        });
+        Ok(Some(buffer))
+    }
+
+    /// Calls `each` with the pieces of the source in their order.
+    fn each_piece(&self, values: &[Option<&str>], each: &mut impl FnMut(&str)) {
         match &self.0 {
-            Kind::Template(template) => template.render(values, buffer),
+            Kind::Template(template) => template.render(values, each),
             Kind::Delimiter(delimiter) => {
-                buffer.push_str(first);
-                for value in given {
-                    buffer.push_str(delimiter);
-                    buffer.push_str(value);
+                for (index, value) in values.iter().flatten().enumerate() {
+                    if index > 0 {
+                        each(delimiter);
+                    }
+                    each(value);
                 }
             }
         }
-        Some(buffer)
     }
 
     /// The template, if that is what joins.
@@ -57,7 +99,7 @@ mod tests {
     fn joined(join: Join, values: &[Option<&str>]) -> Option<String> {
         let joiner = Joiner::new(&join, &targets(&["a", "b", "c"])).unwrap().unwrap();
         let mut buffer = "left over".to_owned();
-        joiner.join(values, &mut buffer).map(str::to_owned)
+        joiner.join(values, &mut buffer, &mut || ()).unwrap().map(str::to_owned)
     }
 
     fn delimited(values: &[Option<&str>]) -> Option<String> {
@@ -85,6 +127,35 @@ mod tests {
     fn template_renders() {
         assert_eq!(templated(&[Some("x"), Some("y"), None]), Some("x y".into()));
         assert_eq!(templated(&[Some(""), None, None]), Some("".into()));
+    }
+
+    #[test]
+    fn what_would_be_too_long_is_not_begun() {
+        let value = "x".repeat(5_000_000);
+        let template = |count: usize| Join::Template("{a}".repeat(count));
+        let mut buffer = String::new();
+        let mut length = |join: Join, values: &[Option<&str>]| {
+            let joiner = Joiner::new(&join, &targets(&["a", "b", "c"])).unwrap().unwrap();
+            let joined = joiner.join(values, &mut buffer, &mut || ()).map(|joined| joined.map(str::len));
+            assert!(joined.is_ok() || buffer.capacity() == 0);
+            joined
+        };
+        let values = [Some(value.as_str()), None, None];
+        assert_eq!(length(template(2000), &values), Err(Exceeded::Length { bytes: 10_000_000_000 }));
+        // One byte more than there may be.
+        let rest = "x".repeat(MAX_LENGTH + 1 - 214 * value.len());
+        let template = Join::Template(format!("{}{{c}}", "{a}".repeat(214)));
+        assert_eq!(length(template, &[values[0], None, Some(&rest)]), Err(Exceeded::Length { bytes: MAX_LENGTH + 1 }));
+    }
+
+    #[test]
+    fn a_long_join_can_be_interrupted() {
+        let joiner = Joiner::new(&Join::Template("{a}".repeat(1000)), &targets(&["a"])).unwrap().unwrap();
+        let value = "x".repeat(100_000);
+        let (mut buffer, mut interrupts) = (String::new(), 0);
+        let joined = joiner.join(&[Some(&value)], &mut buffer, &mut || interrupts += 1).unwrap();
+        assert_eq!(joined.map(str::len), Some(100_000_000));
+        assert!(interrupts >= 90, "{interrupts}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The rule of a column split, as stored in the catalog and in the trigger's arguments. Pure: needs no server.
 
+mod backtracker;
 pub mod fit;
 pub mod join;
 mod matcher;
+mod simulation;
 pub mod split;
 pub mod state;
 pub mod template;
@@ -214,6 +216,8 @@ pub enum RuleError {
     InvalidTemplate { message: String, position: usize },
     /// The template names something else than a target at this character, counted from 1.
     TemplateUnknownTarget { name: String, position: usize, targets: Vec<String> },
+    /// A text of the rule is longer than it may be.
+    TooLong { what: &'static str, bytes: usize, limit: usize },
     /// A stored rule is of a format that this version does not know.
     UnknownVersion { version: u32 },
     /// A stored rule cannot be read.
@@ -240,6 +244,9 @@ impl fmt::Display for RuleError {
             Self::TemplateUnknownTarget { name, position, .. } => {
                 write!(f, "join template names \"{name}\" at character {position}, which is not a target column")
             }
+            Self::TooLong { what, bytes, limit } => {
+                write!(f, "the {what} has {bytes} bytes, more than the limit of {limit}")
+            }
             Self::UnknownVersion { version } => write!(
                 f,
                 "the rule is of format version {version}, but this pg_zdd knows only version {}",
@@ -251,6 +258,23 @@ impl fmt::Display for RuleError {
 }
 
 impl std::error::Error for RuleError {}
+
+/// A limit that the work on one value has run into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exceeded {
+    /// A joined text would be longer than [`join::MAX_LENGTH`].
+    Length { bytes: usize },
+    /// There is no memory for so many bytes.
+    Memory { bytes: usize },
+}
+
+/// The most bytes that a template, a delimiter or an SQL expression may have. What is read bounds what reading it takes.
+const TEXT_LIMIT: usize = 64 << 10;
+
+fn check_length(what: &'static str, text: &str, limit: usize) -> Result<(), RuleError> {
+    let bytes = text.len();
+    if bytes > limit { Err(RuleError::TooLong { what, bytes, limit }) } else { Ok(()) }
+}
 
 /// The names of the targets, for an error to list.
 fn names(targets: &[Target]) -> Vec<String> {

@@ -70,9 +70,9 @@ impl Template {
         }
     }
 
-    /// Appends the text for these values, one per target.
-    pub fn render(&self, values: &[Option<&str>], out: &mut String) {
-        render(&self.pieces, values, out);
+    /// Calls `each` with the pieces of the text for these values, one per target, in their order.
+    pub fn render(&self, values: &[Option<&str>], each: &mut impl FnMut(&str)) {
+        render(&self.pieces, values, each);
     }
 
     /// The targets that stand outside of every section, so that their NULL renders as nothing.
@@ -86,12 +86,12 @@ impl Template {
     }
 }
 
-fn render(pieces: &[Piece], values: &[Option<&str>], out: &mut String) {
+fn render(pieces: &[Piece], values: &[Option<&str>], each: &mut impl FnMut(&str)) {
     for piece in pieces {
         match piece {
-            Piece::Text(text) => out.push_str(text),
-            Piece::Target(target) => out.push_str(values[*target].unwrap_or_default()),
-            Piece::Section(section) if is_shown(section, values) => render(section, values, out),
+            Piece::Text(text) => each(text),
+            Piece::Target(target) => each(values[*target].unwrap_or_default()),
+            Piece::Section(section) if is_shown(section, values) => render(section, values, each),
             Piece::Section(_) => {}
         }
     }
@@ -164,7 +164,7 @@ mod tests {
     #[track_caller]
     fn rendered(text: &str, values: &[Option<&str>]) -> String {
         let mut out = String::new();
-        parse(text).unwrap().render(values, &mut out);
+        parse(text).unwrap().render(values, &mut |piece| out.push_str(piece));
         out
     }
 
@@ -301,7 +301,7 @@ mod tests {
         fn what_parses_renders(syntax in "(\\{a\\}|\\{b c\\}|[\\[\\]\\\\ä]){0,12}", values in values()) {
             if let Ok(template) = parse(&syntax) {
                 let values: Vec<_> = values.iter().map(Option::as_deref).collect();
-                template.render(&values, &mut String::new());
+                template.render(&values, &mut |_| ());
             }
         }
 
