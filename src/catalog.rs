@@ -12,10 +12,12 @@ use serde_json::json;
 
 use crate::error::Error;
 use crate::pg::lock::{SessionLock, tree};
+use crate::pg::lookup;
 use crate::pg::security::{Confinement, as_role, role_name, session_role};
 use crate::pg::table::{Table, relation_named};
 use crate::phase::{Phase, move_to};
 use crate::rule::Rule;
+use crate::usage;
 
 /// An active change.
 #[derive(Clone, Debug)]
@@ -217,12 +219,25 @@ fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
     })
 }
 
+/// The table and the rule of the active change with this id, read without a statement, for those who look while one is being
+/// started: as it is now, whatever the statement's snapshot sees.
+pub fn registered(id: i64) -> Option<(pg_sys::Oid, Rule)> {
+    let (relation, rule) = lookup::registered(id)?;
+    Some((relation, Rule::from_json(&rule).ok()?))
+}
+
+/// An id for a new change. None is given twice, also not when the transaction is rolled back.
+pub fn next_id() -> Result<i64, Error> {
+    let id = write("select nextval('zdd.change_id_seq')", &[], |row| get(row, 1))?;
+    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the new change".into()))
+}
+
 /// Writes down a new change, which begins as expanding.
-pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Error> {
+pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Error> {
     let targets: Vec<String> = rule.targets.iter().map(|target| target.name.clone()).collect();
-    let id = write(
-        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by)
-         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8) returning id",
+    execute(
+        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by, id)
+         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9)",
         &[
             rule.change.as_str().into(),
             table.oid().into(),
@@ -232,10 +247,9 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Err
             rule.to_json().into(),
             indexes.to_vec().into(),
             role_name(session_role()).into(),
+            rule.id.into(),
         ],
-        |row| get(row, 1),
-    )?;
-    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the new change".into()))
+    )
 }
 
 /// Moves a change to another phase and writes the event.
@@ -251,6 +265,7 @@ pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Resul
     )?;
     record(change.id, &change.name, to.as_str(), detail)?;
     if to.is_final() {
+        usage::end(change);
         forget_work(change.id)?;
         return execute("delete from zdd.worker where change_id = $1", &[change.id.into()]);
     }

@@ -240,21 +240,22 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let members = lock_against_all(request.relation, &name, || Ok(()))?;
     check(&members)?;
     let (name, owner) = identity(request.relation)?;
+    let id = catalog::next_id()?;
+    let rule = Rule { id, ..request.rule.clone() };
     as_owner(owner, || {
         for statement in add_columns(&name, &request.columns) {
             execute(&statement)?;
         }
-        grant_as_source(request.relation, &name, &request.rule)?;
-        create_triggers(&request.rule, &members)
+        grant_as_source(request.relation, &name, &rule)?;
+        create_triggers(&rule, &members)
     })?;
     let table = open(request.relation, LockMode::AccessShare)?;
-    let binding = Binding::to_table(request.rule.clone(), &table)?;
+    let binding = Binding::to_table(rule.clone(), &table)?;
     notices(&binding, &table);
-    let id = catalog::insert(&request.rule, &table, &request.indexes)?;
+    catalog::insert(&rule, &table, &request.indexes)?;
     catalog::set_guarded(id)?;
-    usage::begin(&trigger_name(&request.rule.change));
     let detail = json!({ "relation": table.name() });
-    catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)
+    catalog::record(id, &rule.change, Phase::Expanding.as_str(), detail)
 }
 
 /// Existing rows must not get the default, so it is set after the column is there.
@@ -440,9 +441,10 @@ fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
         drop_triggers(&rule.change, &table.members)?;
         create_triggers(&rule, &table.members)
     })?;
-    usage::look_again(&table.members);
     catalog::set_rule(change, &rule)?;
-    catalog::set_phase(change, phase, detail)
+    catalog::set_phase(change, phase, detail)?;
+    usage::look_again(&table.members);
+    Ok(())
 }
 
 /// Drops the new columns and the trigger, and gives a fenced old column its name back.
@@ -466,7 +468,6 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
         }
         Ok::<_, Error>(())
     })?;
-    usage::look_again(&table.members);
     let mut rule = change.rule.clone();
     rule.source.renamed_to = None;
     catalog::set_rule(change, &rule)?;
@@ -537,7 +538,6 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
         drop_not_null_check(&table.name, change)?;
         drop_column(&table.members, change.rule.source.current_name())
     })?;
-    usage::look_again(&table.members);
     catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
 }
 
