@@ -227,8 +227,8 @@ fn a_trigger_made_by_hand_counts_for_nobodys_change() {
     db.run("CREATE TABLE mine (street text, streetname text, housenumber text)");
     imitate(&mut db, "mine", "~zdd_address.street", RULE);
     imitate(&mut db, "mine", "~zdd_x", RULE);
-    let unmatched = format!("SELECT jsonb_set(rule, '{{unmatched}}', '\"error\"') FROM ({RULE}) AS r");
-    imitate(&mut db, "mine", "~zdd_y", &unmatched);
+    let strict = format!("SELECT jsonb_set(rule, '{{conflict}}', '\"error\"') FROM ({RULE}) AS r");
+    imitate(&mut db, "mine", "~zdd_a", &strict);
     app.run("SELECT street FROM mine; INSERT INTO mine VALUES ('Elm 1')");
     app.error("INSERT INTO mine VALUES ('Elm 1', 'Oak', '')");
     assert_eq!(usage(&mut db), "");
