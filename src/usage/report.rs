@@ -139,9 +139,8 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
 }
 
 /// Whether it is a dump, which reads whatever columns there are, and misses none that is gone. What an application calls itself
-/// is no proof: only the role can be trusted. So it must be one that dumps are made as, the table's owner, a superuser or a
-/// member of pg_read_all_data, which could contract without asking or has no application of its own; and it must never have
-/// done anything but read whole rows.
+/// is no proof: only the role can be trusted. So it must be one that dumps are made as: the table's owner or a superuser, who
+/// could force the contract anyway, or a member of pg_read_all_data. And it must never have done anything but read whole rows.
 fn is_dump(entry: &Entry, owner: pg_sys::Oid) -> bool {
     let role = entry.role.into();
     matches!(entry.application.as_str(), "pg_dump" | "pg_dumpall")

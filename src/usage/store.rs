@@ -648,7 +648,7 @@ mod tests {
 
     #[test]
     fn takes_the_memory_that_is_documented() {
-        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1200, 21_528));
+        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1192, 21_528));
     }
 
     #[test]
@@ -886,9 +886,9 @@ mod tests {
         const MESSAGE: &str = "column \"street\" does not exist";
         assert_eq!(missed(MESSAGE, "select street from t1"), [1]);
         assert_eq!(missed(MESSAGE, "select street from t3 join t2"), [2]);
-        assert_eq!(missed(MESSAGE, "select street from t4"), []);
-        assert_eq!(missed("column \"road\" does not exist", "select road from t1"), []);
+        assert!(missed(MESSAGE, "select street from t4").is_empty());
+        assert!(missed("column \"road\" does not exist", "select road from t1").is_empty());
         assert_eq!(missed(MESSAGE, " EXECUTE p"), [1, 2]);
-        assert_eq!(missed(&format!("{MESSAGE}{}", " ".repeat(1000)), "select street from t1"), []);
+        assert!(missed(&format!("{MESSAGE}{}", " ".repeat(1000)), "select street from t1").is_empty());
     }
 }
