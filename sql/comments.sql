@@ -59,8 +59,9 @@ comment on function zdd.rollback(text) is
 'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Background workers that vacuum or build indexes are ended. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';
 
 comment on function zdd.reset_usage(text) is
-'Sets the counters of a change in zdd.usage to zero and returns its name. When somebody was last seen is kept: a contract still waits for them. Locks: none. Errors: 42704 no such change, 42501 not the owner.';
+'Sets the counters of a change in zdd.usage to zero when the transaction commits, and returns its name. When somebody was last seen is kept: a contract still waits for them. Locks: none. Errors: 42704 no such change, 42501 not the owner, 0A000 from PREPARE TRANSACTION.';
 
-comment on function zdd._usage(text, oid) is 'Behind zdd.usage.';
-comment on function zdd._usage_info() is 'Behind zdd.usage_info.';
+comment on function zdd.usage(bigint) is 'Behind the view zdd.usage: what it shows of the change with this id.';
+comment on function zdd.usage_info() is 'Behind the view zdd.usage_info.';
+
 comment on function zdd._check_move(text, text, text) is 'Behind zdd.check_phase: an error if the move does not exist.';

@@ -15,14 +15,15 @@ select
     u.sample_query,
     u.whole_row
 from zdd.change as c
-cross join lateral zdd._usage(c.name, c.relation) as u
+cross join lateral zdd.usage(c.id) as u
 where c.relation is not null
 order by c.started_at, u.side desc, u.last_seen desc nulls last;
 comment on view zdd.usage is
     'Who reads and writes which side of each active change, in statements; empty unless the server preloads pg_zdd.';
 comment on column zdd.usage.side is 'old (the source) or new (the targets).';
 comment on column zdd.usage.role is 'Whom the session acted for, outside of all functions with rights of their own.';
-comment on column zdd.usage.application_name is 'Of the session; of a subscription its name.';
+comment on column zdd.usage.application_name is
+    'Of the session, by its own choice; of a subscription its name; (other applications) if there was no room for all names.';
 comment on column zdd.usage.reads is 'Statements that read the side.';
 comment on column zdd.usage.writes is 'Statements that write the side; of a subscription, rows.';
 comment on column zdd.usage.rows is 'Rows that these statements have returned or affected; those of COPY are not known.';
@@ -34,7 +35,7 @@ comment on column zdd.usage.whole_row is 'How many of the reads were of every co
 
 create view zdd.usage_info as
 select i.recorded_since, i.saved_at, i.entries, i.entries_max, i.evicted, i.memory_bytes
-from zdd._usage_info() as i;
+from zdd.usage_info() as i;
 comment on view zdd.usage_info is 'How usage is recorded; no row unless the server preloads pg_zdd.';
 comment on column zdd.usage_info.recorded_since is 'Since when statements are seen: the start of the server.';
 comment on column zdd.usage_info.saved_at is 'When usage was last saved since then.';

@@ -268,7 +268,7 @@ fn alter_change(
             Err(Error::WholeTooLate { change: change.name.clone(), phase: change.phase })?;
         }
         let table = owned_table(change.relation)?;
-        Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id)?)?;
+        Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id))?;
         drop(table);
         ddl::set_rule(&change, &rule)?;
         if widens {
@@ -507,9 +507,9 @@ fn contract_change(
     Ok(contract::contract(&session, &claim, consent, |_| Ok(()))?)
 }
 
-/// Behind the view zdd.usage. Takes no locks.
+/// Behind the view zdd.usage, for a change by its id. Takes no locks. Shows to everybody what the view does.
 #[pg_extern(sql = r#"
-create function zdd._usage(change text, relation oid)
+create function zdd.usage(change_id bigint)
 returns table (
     side text, role text, application_name text, reads bigint, writes bigint, rows bigint, errors bigint,
     whole_row bigint, first_seen timestamptz, last_seen timestamptz, sample_query text
@@ -517,8 +517,7 @@ returns table (
 "#)]
 #[allow(clippy::type_complexity)]
 fn usage_of_change(
-    change: &str,
-    relation: pg_sys::Oid,
+    change_id: i64,
 ) -> Result<
     TableIterator<
         'static,
@@ -538,10 +537,11 @@ fn usage_of_change(
     >,
     ErrorReport,
 > {
-    let Some(mut entries) = report::entries(change) else { return Ok(TableIterator::new([])) };
+    let Some(change) = catalog::find_by_id(change_id)? else { return Ok(TableIterator::new([])) };
+    let Some(mut entries) = report::entries(&change) else { return Ok(TableIterator::new([])) };
     entries.retain(Entry::is_counted);
     // Which side these will write, nobody knows yet.
-    let mut subscriptions = report::subscriptions(relation)?;
+    let mut subscriptions = report::subscriptions(change.relation)?;
     subscriptions.retain(|(name, _)| entries.iter().all(|entry| entry.application != *name));
     let shows_samples = report::may_see_samples();
     let counted = entries.into_iter().map(move |entry| {
@@ -568,9 +568,9 @@ fn usage_of_change(
     Ok(TableIterator::new(counted.chain(silent)))
 }
 
-/// Behind the view zdd.usage_info.
+/// Behind the view zdd.usage_info. Says nothing of single entries, which may be of other databases.
 #[pg_extern(sql = r#"
-create function zdd._usage_info()
+create function zdd.usage_info()
 returns table (
     recorded_since timestamptz, saved_at timestamptz, entries integer, entries_max integer, evicted bigint,
     memory_bytes bigint
@@ -600,13 +600,13 @@ fn usage_info() -> TableIterator<
     }))
 }
 
-/// Sets the counters of a change in zdd.usage to zero. When somebody was last seen is kept for the contract.
+/// Sets the counters of a change in zdd.usage to zero when the transaction commits. When somebody was last seen is kept for the contract.
 #[pg_extern(sql = r#"
 create function zdd.reset_usage(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn reset_usage(change: Option<&str>) -> Result<String, ErrorReport> {
     let change = claim(change)?.find()?;
-    report::reset(&change.name);
+    report::reset(&change);
     Ok(change.name)
 }
 
@@ -691,6 +691,7 @@ impl Draft {
         });
         Ok(Rule {
             version: Rule::VERSION,
+            id: 0,
             change,
             source: Column {
                 name: self.source.clone(),

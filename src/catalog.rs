@@ -12,9 +12,10 @@ use crate::pg::inheritance::ancestors;
 use crate::pg::lock::SessionLock;
 use crate::pg::security::{acts_for, as_extension, role_name, session_role};
 use crate::pg::table::Table;
-use crate::pg::{class, extension};
+use crate::pg::{class, extension, lookup};
 use crate::phase::{Phase, move_to};
 use crate::rule::Rule;
+use crate::usage;
 
 /// An active change.
 #[derive(Clone, Debug)]
@@ -210,7 +211,7 @@ pub fn lock_by_id(id: i64) -> Result<Option<Change>, Error> {
 
 /// The active changes that a table takes part in.
 pub fn of_table(relation: pg_sys::Oid) -> Result<Vec<Change>, Error> {
-    of_relations(&ancestors(relation)?)
+    of_relations(&ancestors(relation))
 }
 
 /// The active changes of these tables themselves.
@@ -223,26 +224,6 @@ pub fn of_relations(relations: &[pg_sys::Oid]) -> Result<Vec<Change>, Error> {
 /// All active changes.
 pub fn all() -> Result<Vec<Change>, Error> {
     read(&format!("{ACTIVE} where c.relation is not null order by c.id"), &[], change)
-}
-
-/// A rule that an active change has registered for a table, or for what it is a partition or child of.
-pub struct Registered {
-    /// As whom its SQL runs.
-    pub owner: Option<pg_sys::Oid>,
-}
-
-/// Looks a rule up among those that are registered for a table.
-pub fn registered(relation: pg_sys::Oid, rule: &Rule) -> Result<Option<Registered>, Error> {
-    if !extension::is_installed() {
-        return Ok(None);
-    }
-    let found = read(
-        "select g.owner from zdd.change as c left join zdd.guarded as g on g.change_id = c.id
-         where c.relation = any ($1::oid[]) and c.relation is not null and c.rule = $2::jsonb",
-        &[ancestors(relation)?.into(), rule.to_json().into()],
-        |row| Ok(Registered { owner: row.get(1)? }),
-    )?;
-    Ok(found.into_iter().next())
 }
 
 /// Ends a change whose table went while no event trigger fired. Returns whether it was one.
@@ -308,12 +289,25 @@ fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
     })
 }
 
+/// The table and the rule of the active change with this id, read without a statement, for those who look while one is being
+/// started: as it is now, whatever the statement's snapshot sees.
+pub fn registered(id: i64) -> Option<(pg_sys::Oid, Rule)> {
+    let (relation, rule) = lookup::registered(id)?;
+    Some((relation, Rule::from_json(&rule).ok()?))
+}
+
+/// An id for a new change. None is given twice, also not when the transaction is rolled back.
+pub fn next_id() -> Result<i64, Error> {
+    let id = write("select nextval('zdd.change_id_seq')", &[], |row| get(row, 1))?;
+    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the new change".into()))
+}
+
 /// Writes down a new change, which begins as expanding.
-pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Error> {
+pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Error> {
     let targets: Vec<String> = rule.targets.iter().map(|target| target.name.clone()).collect();
-    let id = write(
-        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by, owner)
-         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9) returning id",
+    execute(
+        "insert into zdd.change (name, relation, relation_name, source, targets, rule, indexes, started_by, owner, id)
+         values ($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $10)",
         &[
             rule.change.as_str().into(),
             table.oid().into(),
@@ -324,10 +318,9 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<i64, Err
             indexes.to_vec().into(),
             role_name(session_role()).into(),
             role_name(table.owner()).into(),
+            rule.id.into(),
         ],
-        |row| get(row, 1),
-    )?;
-    id.into_iter().next().ok_or_else(|| Error::Spi("no id for the new change".into()))
+    )
 }
 
 /// Moves a change to another phase and writes the event.
@@ -343,6 +336,7 @@ pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Resul
     )?;
     record(change.id, &change.name, to.as_str(), detail)?;
     if to.is_final() {
+        usage::end(change);
         forget_work(change.id)?;
         return execute("delete from zdd.worker where change_id = $1", &[change.id.into()]);
     }
@@ -377,9 +371,15 @@ pub fn set_guarded(id: i64, owner: pg_sys::Oid) -> Result<(), Error> {
 }
 
 /// As whom the SQL of a change's rule runs.
-pub fn rule_owner(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
-    let owner = read("select owner from zdd.guarded where change_id = $1", &[id.into()], |row| Ok(row.get(1)?))?;
-    Ok(owner.into_iter().next().flatten())
+pub fn rule_owner(id: i64) -> Option<pg_sys::Oid> {
+    lookup::rule_owner(id)
+}
+
+/// As whom the SQL of a rule may run on a table: only if an active change has registered this rule for it, or for what it is a
+/// partition or child of.
+pub fn rule_owner_on(relation: pg_sys::Oid, rule: &Rule) -> Option<pg_sys::Oid> {
+    let (table, registered) = registered(rule.id)?;
+    (registered == *rule && ancestors(relation).contains(&table)).then(|| rule_owner(rule.id)).flatten()
 }
 
 /// Writes down that the rule has changed.

@@ -231,27 +231,27 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     let members = lock_against_all(request.relation, &name, || Ok(()))?;
     check(&members)?;
     let (name, owner) = identity(request.relation)?;
+    let rule = Rule { id: catalog::next_id()?, ..request.rule.clone() };
     as_owner(owner, |gate| {
         for statement in add_columns(&name, &request.columns) {
             execute(gate, &members, &statement)?;
         }
-        grant_as_source(gate, request.relation, &members, &name, &request.rule)?;
-        create_triggers(gate, &request.rule, &members)
+        grant_as_source(gate, request.relation, &members, &name, &rule)?;
+        create_triggers(gate, &rule, &members)
     })?;
     let table = open(request.relation, LockMode::AccessShare)?;
-    let binding = Binding::to_table(request.rule.clone(), &table, Some(owner))?;
+    let binding = Binding::to_table(rule.clone(), &table, Some(owner))?;
     notices(&binding, &table);
-    notice_triggers(&members, &request.rule)?;
+    notice_triggers(&members, &rule)?;
     notice_publications()?;
-    protect_used(&request.rule.change, &members, &binding)?;
-    let id = catalog::insert(&request.rule, &table, &request.indexes)?;
-    catalog::set_guarded(id, owner)?;
-    usage::begin(&trigger_name(&request.rule.change));
+    protect_used(&rule.change, &members, &binding)?;
+    catalog::insert(&rule, &table, &request.indexes)?;
+    catalog::set_guarded(rule.id, owner)?;
     let detail = json!({ "relation": table.name() });
     drop(table);
-    catalog::record(id, &request.rule.change, Phase::Expanding.as_str(), detail)?;
+    catalog::record(rule.id, &rule.change, Phase::Expanding.as_str(), detail)?;
     // What else the DDL has set off must not have broken it.
-    match catalog::find_by_id(id)? {
+    match catalog::find_by_id(rule.id)? {
         Some(change) => guard::check_members(&change, change.relation),
         None => Ok(()),
     }
@@ -476,7 +476,7 @@ fn replace_triggers(gate: &Gate, change: &Change, rule: &Rule, members: &[pg_sys
 /// After the triggers were replaced: what they use is protected again, and the change is whole.
 fn protect_rule(change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
     let table = open(change.relation, LockMode::AccessShare)?;
-    let binding = Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id)?)?;
+    let binding = Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id))?;
     drop(table);
     protect_used(&change.name, members, &binding)?;
     match catalog::find_by_id(change.id)? {
@@ -532,10 +532,11 @@ fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
         execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {from} TO {to}", table.name))?;
         replace_triggers(gate, change, &rule, &table.members)
     })?;
-    usage::look_again(&table.members);
     catalog::set_rule(change, &rule)?;
     protect_rule(change, &rule, &table.members)?;
-    catalog::set_phase(change, phase, detail)
+    catalog::set_phase(change, phase, detail)?;
+    usage::look_again(&table.members);
+    Ok(())
 }
 
 /// Drops the new columns and the trigger, and gives a fenced old column its name back.
@@ -560,7 +561,6 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
         }
         Ok::<_, Error>(())
     })?;
-    usage::look_again(&table.members);
     let mut rule = change.rule.clone();
     rule.source.renamed_to = None;
     catalog::set_rule(change, &rule)?;
@@ -633,7 +633,6 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
         drop_not_null_check(gate, &table, change)?;
         drop_column(gate, &table.members, change.rule.source.current_name())
     })?;
-    usage::look_again(&table.members);
     catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
 }
 

@@ -726,9 +726,9 @@ impl Error {
             .hint("Take the call out, or fire no triggers; then SELECT zdd.resume(change)."),
             Prepared => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "cannot PREPARE a transaction that has executed zdd.start_backfill, zdd.start_contract or zdd.resume",
+                "cannot PREPARE a transaction that has executed zdd.start_backfill, zdd.start_contract, zdd.resume or zdd.reset_usage",
             )
-            .detail("Background workers begin when the session that asked for them commits.")
+            .detail("Background workers begin, and counters are reset, when the session that asked for it commits.")
             .hint("Call it in a transaction of its own."),
             Stopped { change, error, hint } => {
                 let stopped = parts(

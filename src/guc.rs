@@ -145,7 +145,7 @@ pub fn register() {
         GucRegistry::define_int_guc(
             c"zdd.usage_max",
             c"How many entries zdd.usage can have: one per change, side, role and application.",
-            c"Each takes 1,248 bytes of shared memory. When there are more, the one not seen for longest goes.",
+            c"Each takes 1,192 bytes of shared memory. When there are more, the role that has most makes room.",
             &USAGE_MAX,
             10,
             100_000,

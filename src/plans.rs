@@ -11,7 +11,6 @@ use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::pg::inval;
-use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::Table;
 use crate::pg::trigger::RowTrigger;
 use crate::rule::Rule;
@@ -56,9 +55,8 @@ pub fn of_trigger(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
         return Ok(plan);
     }
     let (rule, table) = (Rule::from_json(&trigger.argument())?, trigger.table());
-    // The transaction's own snapshot may be older than the change.
-    let registered = with_latest_snapshot(|| catalog::registered(table.oid(), &rule))?;
-    let plan = bind(rule, &table, registered.and_then(|registered| registered.owner))?;
+    let owner = catalog::rule_owner_on(table.oid(), &rule);
+    let plan = bind(rule, &table, owner)?;
     let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
     drop(replaced);
     Ok(plan)
@@ -71,7 +69,7 @@ pub fn of_change(change: &Change, table: &Table) -> Result<Rc<Plan>, Error> {
     if let Some(plan) = known {
         return Ok(plan);
     }
-    let plan = bind(change.rule.clone(), table, catalog::rule_owner(change.id)?)?;
+    let plan = bind(change.rule.clone(), table, catalog::rule_owner(change.id))?;
     let replaced = PLANS.with(|plans| plans.borrow_mut().by_rule.insert(key, Rc::clone(&plan)));
     drop(replaced);
     Ok(plan)

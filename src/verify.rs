@@ -326,7 +326,7 @@ pub fn count_piece(
     counts: &mut Counts,
 ) -> Result<(), Error> {
     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
-    if !ancestors(relation)?.contains(&change.relation) {
+    if !ancestors(relation).contains(&change.relation) {
         return Ok(());
     }
     let plan = plans::of_change(change, &table)?;

@@ -772,7 +772,7 @@ fn open_member(change: &Change, relation: pg_sys::Oid) -> Result<Option<Table>, 
     let table =
         with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive));
     match table {
-        Some(table) if ancestors(relation)?.contains(&change.relation) => Ok(Some(table)),
+        Some(table) if ancestors(relation).contains(&change.relation) => Ok(Some(table)),
         _ => Ok(None),
     }
 }

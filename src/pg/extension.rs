@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// zdd.change, if it is a member of the extension pg_zdd in this database.
-fn catalog() -> Option<pg_sys::Oid> {
+pub fn catalog() -> Option<pg_sys::Oid> {
     let oid = relation_named("zdd", "change")?;
     if CATALOG.get() == oid {
         return Some(oid);

@@ -3,20 +3,11 @@
 use pgrx::pg_sys;
 
 use super::ffi::has_superclass;
-use super::security::query;
-use crate::error::Error;
+use super::lookup;
 
 /// A relation and all that it is a partition or child of, the relation first.
-pub fn ancestors(relation: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>, Error> {
-    if !has_superclass(relation) {
-        return Ok(vec![relation]);
-    }
-    let sql = "with recursive up (oid) as (
-            select $1 union select i.inhparent from pg_inherits as i join up on i.inhrelid = up.oid)
-        select oid from up";
-    let found = query(sql, &[relation.into()], |row| Ok(row.get::<pg_sys::Oid>(1)?))?;
-    let above = found.into_iter().flatten().filter(|oid| *oid != relation);
-    Ok(std::iter::once(relation).chain(above).collect())
+pub fn ancestors(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    std::iter::once(relation).chain(lookup::ancestors(relation)).collect()
 }
 
 /// Whether a relation is a partition or child of another.

@@ -50,12 +50,6 @@ impl RowTrigger {
         unsafe { (*(*self.data).tg_trigger).tgoid }
     }
 
-    /// The name of the trigger.
-    pub fn name(&self) -> String {
-        // SAFETY: see `is_update`; a trigger has a name.
-        unsafe { c_string((*(*self.data).tg_trigger).tgname) }
-    }
-
     /// Whether the table is a partition, which an UPDATE may move rows out of and into.
     pub fn is_on_partition(&self) -> bool {
         // SAFETY: see `is_update`.
@@ -140,8 +134,15 @@ impl RowTrigger {
     }
 }
 
-/// The sync triggers of a table, as name and argument, from what PostgreSQL keeps in memory of every open table.
-pub fn sync_triggers(table: &Table) -> Vec<(String, String)> {
+/// A sync trigger of a table, as it says it is.
+pub struct SyncTrigger {
+    pub oid: pg_sys::Oid,
+    pub name: String,
+    pub argument: String,
+}
+
+/// The sync triggers of a table, from what PostgreSQL keeps in memory of every open table.
+pub fn sync_triggers(table: &Table) -> Vec<SyncTrigger> {
     // SAFETY: an open relation's triggers are valid for as long as it is open and locked; each has a name and `tgnargs`
     // arguments. The catalogs are asked only about functions of triggers that look like ours.
     unsafe {
@@ -152,7 +153,12 @@ pub fn sync_triggers(table: &Table) -> Vec<(String, String)> {
                 && c_string(trigger.tgname).starts_with(NAME_PREFIX)
                 && super::extension::sync_function() == Some(trigger.tgfoid)
         });
-        ours.map(|trigger| (c_string(trigger.tgname), c_string(*trigger.tgargs))).collect()
+        ours.map(|trigger| SyncTrigger {
+            oid: trigger.tgoid,
+            name: c_string(trigger.tgname),
+            argument: c_string(*trigger.tgargs),
+        })
+        .collect()
     }
 }
 
@@ -166,9 +172,8 @@ pub const NAME_PREFIX: &str = "~zdd_";
 #[unsafe(no_mangle)]
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn zdd_sync(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    let fired = RowTrigger::from_call(fcinfo).and_then(|trigger| {
-        crate::sync::fire(&trigger).inspect_err(|error| crate::usage::failed(&trigger.name(), error))
-    });
+    let fired = RowTrigger::from_call(fcinfo)
+        .and_then(|trigger| crate::sync::fire(&trigger).inspect_err(|error| crate::usage::failed(&trigger, error)));
     match fired {
         Ok(tuple) => tuple,
         Err(error) => {

@@ -1,6 +1,6 @@
 //! Background workers: how they are registered, what they are told, and how they begin.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::time::{Duration, Instant};
 
@@ -119,7 +119,7 @@ fn copy(text: &CStr, into: &mut [core::ffi::c_char]) {
 }
 
 thread_local! {
-    static AT_END: Cell<Option<AtEnd>> = const { Cell::new(None) };
+    static AT_END: RefCell<Vec<AtEnd>> = const { RefCell::new(Vec::new()) };
 }
 
 type AtEnd = fn(Ending) -> Result<(), Error>;
@@ -146,11 +146,23 @@ pub fn current_subtransaction() -> u32 {
     unsafe { pg_sys::GetCurrentSubTransactionId() }
 }
 
-/// Calls a function at the end of each transaction of this session. Its error counts only before anything has ended. Only
-/// the first call counts.
+/// Whether the current transaction has changed anything, which it may see and others do not.
+pub fn has_written() -> bool {
+    // SAFETY: reads a backend variable; gives out no id.
+    unsafe { pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
+}
+
+/// Calls a function at the end of each transaction of this session, once however often it is asked for. Its error counts
+/// only before anything has ended.
 pub fn at_end_of_transaction(callback: AtEnd) {
-    if AT_END.get().is_none() {
-        AT_END.set(Some(callback));
+    let is_first = AT_END.with_borrow_mut(|all| {
+        let is_known = all.iter().any(|known| std::ptr::fn_addr_eq(*known, callback));
+        if !is_known {
+            all.push(callback);
+        }
+        !is_known && all.len() == 1
+    });
+    if is_first {
         // SAFETY: the callbacks are plain functions that live as long as the library, which is never unloaded.
         unsafe {
             pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut());
@@ -160,9 +172,11 @@ pub fn at_end_of_transaction(callback: AtEnd) {
 }
 
 fn call_at_end(ending: Ending) {
-    let ended = AT_END.get().map_or(Ok(()), |callback| callback(ending));
-    if let (Err(error), Ending::Preparing) = (ended, ending) {
-        ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
+    let nth = |index: usize| AT_END.with_borrow(|all| all.get(index).copied());
+    for callback in (0..).map_while(nth) {
+        if let (Err(error), Ending::Preparing) = (callback(ending), ending) {
+            ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub use template::Template;
 pub struct Rule {
     /// The version of this format, [`Rule::VERSION`].
     pub version: u32,
+    /// The id of the change; 0 in a preview.
+    pub id: i64,
     /// The name of the change.
     pub change: String,
     /// The old side.
@@ -295,6 +297,7 @@ pub(crate) mod tests {
     fn address() -> Rule {
         Rule {
             version: Rule::VERSION,
+            id: 7,
             change: "address.street".into(),
             source: Column { name: "street".into(), renamed_to: None, type_name: "text".into() },
             targets: targets(&["streetname", "housenumber"]),
@@ -323,7 +326,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_stored_format_does_not_change() {
-        let json = r#"{"version":1,"change":"address.street","source":{"name":"street","type":"text"},"targets":[{"name":"streetname","type":"text","not_null":false},{"name":"housenumber","type":"text","not_null":false}],"split":{"regex":"^(?<streetname>.+?)(?:\\s+(?<housenumber>\\d\\S*))?$"},"join":{"template":"{streetname}[ {housenumber}]"},"unmatched":"null","conflict":"new","max_source_length":65536}"#;
+        let json = r#"{"version":1,"id":7,"change":"address.street","source":{"name":"street","type":"text"},"targets":[{"name":"streetname","type":"text","not_null":false},{"name":"housenumber","type":"text","not_null":false}],"split":{"regex":"^(?<streetname>.+?)(?:\\s+(?<housenumber>\\d\\S*))?$"},"join":{"template":"{streetname}[ {housenumber}]"},"unmatched":"null","conflict":"new","max_source_length":65536}"#;
         assert_eq!(address().to_json(), json);
     }
 

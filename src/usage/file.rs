@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::now;
-use super::store::{self, Entry, Fenced, Header, Slot};
+use super::store::{self, Entry, Fenced, Header, Slot, Subject};
 use crate::pg::shmem;
 
 /// In the server's data directory, where its processes are, and where PostgreSQL keeps its own statistics.
@@ -25,23 +25,23 @@ struct Saved {
     fenced: Vec<SavedFenced>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct SavedFenced {
-    database: u32,
+    subject: Subject,
     relation: u32,
-    change: String,
+    owner: u32,
     source: String,
     table: String,
 }
 
 impl Saved {
     fn new(header: &Header, slots: &[Slot]) -> Saved {
-        let fenced = header.fenced.iter().filter(|fenced| fenced.relation != 0).map(|fenced| SavedFenced {
-            database: fenced.database,
+        let fenced = header.fenced().map(|fenced| SavedFenced {
+            subject: fenced.subject,
             relation: fenced.relation,
-            change: store::text(&fenced.change),
+            owner: fenced.owner,
             source: store::text(&fenced.source),
             table: store::text(&fenced.table),
         });
@@ -57,11 +57,15 @@ impl Saved {
     }
 
     fn read() -> io::Result<Saved> {
-        let saved: Saved = serde_json::from_slice(&std::fs::read(FILE)?)?;
-        if saved.version == VERSION {
-            Ok(saved)
-        } else {
-            Err(io::Error::other(format!("its version is {}, not {VERSION}", saved.version)))
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bytes = std::fs::read(FILE)?;
+        // The version comes first: another may have other fields.
+        match serde_json::from_slice(&bytes)? {
+            Version { version: VERSION } => Ok(serde_json::from_slice(&bytes)?),
+            Version { version } => Err(io::Error::other(format!("its version is {version}, not {VERSION}"))),
         }
     }
 }
@@ -101,20 +105,15 @@ pub fn load(header: &mut Header, slots: &mut [Slot]) {
                 store::restore(header, slots, entry);
             }
             for fenced in saved.fenced {
-                let fenced = Fenced {
-                    database: fenced.database,
+                header.add_fenced(&Fenced {
+                    subject: fenced.subject,
                     relation: fenced.relation,
-                    change: store::name(fenced.change.as_bytes()),
+                    owner: fenced.owner,
                     source: store::name(fenced.source.as_bytes()),
                     table: store::name(fenced.table.as_bytes()),
-                };
-                let mut known: Vec<Fenced> = header.fenced_in(fenced.database).copied().collect();
-                known.retain(|other| other.relation == fenced.relation);
-                known.push(fenced);
-                header.set_fenced(fenced.database, fenced.relation, &known);
+                });
             }
-            header.evicted = 0;
-            header.evicted_old_seen = 0;
+            header.forget_evictions();
         }
         Err(error) => pgrx::log!("pg_zdd: ignoring \"{FILE}\": {error}"),
     }

@@ -1,8 +1,10 @@
 //! Who uses which side of a change: what statements on its tables read and write, by role and application.
 //!
-//! Statements are seen where PostgreSQL checks permissions, with the columns they name. What a table's columns mean is
-//! in its sync trigger, so no catalog is read for it.
+//! Statements are seen where PostgreSQL checks permissions, with the columns they name. What a table's columns mean, its
+//! sync trigger and the catalog tell when a session looks at the table for the first time, and no more until its definition
+//! changes.
 
+mod effects;
 pub mod file;
 pub mod report;
 pub mod store;
@@ -17,26 +19,26 @@ use std::time::SystemTime;
 use pgrx::pg_sys;
 use smallvec::SmallVec;
 
+use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::pg::hook::{self, Access};
-use crate::pg::inval;
 use crate::pg::lock::LockMode;
 use crate::pg::table::Table;
-use crate::pg::trigger::{RowTrigger, sync_triggers};
-use crate::pg::{security, shmem};
+use crate::pg::trigger::{RowTrigger, SyncTrigger, sync_triggers};
+use crate::pg::worker::has_written;
+use crate::pg::{class, inval, lookup, security, shmem};
 use crate::rule::Rule;
-use store::{Fenced, Key, Name, Place, Side, Used};
-
-/// Programs that read every column by themselves, and go on reading what is left.
-const NO_USERS: [&[u8]; 2] = [b"pg_dump", b"pg_dumpall"];
+use effects::Effect;
+use store::{Fenced, Key, Name, Place, Side, Subject, Used};
 
 /// A change of a table, as far as it matters here.
 pub struct Managed {
-    /// The name of its sync trigger.
-    change: Name,
+    subject: Subject,
+    /// Its sync trigger on this table.
+    trigger: pg_sys::Oid,
     source: i16,
     targets: SmallVec<[i16; 4]>,
-    /// All columns of the table.
+    /// The columns of a whole row: all but generated ones, which a dump leaves out.
     columns: Rc<[i16]>,
     /// The slots that were used last for the old and the new side.
     hints: [Cell<usize>; 2],
@@ -136,7 +138,7 @@ impl Statement {
             if !sides.iter().any(|used| used.any()) {
                 continue;
             }
-            match self.uses.iter_mut().find(|other| other.change().change == change.change) {
+            match self.uses.iter_mut().find(|other| other.change().subject == change.subject) {
                 Some(other) => other.sides = [other.sides[0].and(sides[0]), other.sides[1].and(sides[1])],
                 None => self.uses.push(Use { changes: Rc::clone(&changes), index, sides }),
             }
@@ -148,12 +150,12 @@ impl Statement {
         if self.uses.is_empty() {
             return;
         }
-        let Some(user) = User::current() else { return };
+        let user = User::current();
         let mut starting = STARTING.take();
         for it in &self.uses {
             for (side, used) in [Side::Old, Side::New].into_iter().zip(it.sides) {
                 if used.any() {
-                    let place = user.count(&it.change().change, side, used, Some(&it.change().hints[side as usize]));
+                    let place = user.count(it.change(), side, used);
                     if let Some(counted) = &mut starting {
                         counted.extend(place);
                     }
@@ -184,7 +186,7 @@ impl Managed {
                 read,
                 whole_row: read && every(),
                 wrote: columns.iter().any(|column| access.inserted.has(*column) || access.updated.has(*column)),
-                failed: false,
+                ..Used::default()
             }
         };
         [Side::Old, Side::New].map(side)
@@ -198,15 +200,19 @@ struct User {
 }
 
 impl User {
-    /// Who uses the session; `None` if it does not count.
-    fn current() -> Option<User> {
-        let application = hook::application_name();
-        (!NO_USERS.contains(&store::bytes(&application))).then(|| User { role: security::session_role(), application })
+    /// Who uses the session.
+    fn current() -> User {
+        User { role: security::session_role(), application: hook::application_name() }
+    }
+
+    /// Counts a statement. Returns where.
+    fn count(&self, change: &Managed, side: Side, used: Used) -> Option<Place> {
+        self.count_near(change.subject, side, used, Some(&change.hints[side as usize]))
     }
 
     /// Counts a statement, in the slot that the hint gives if that is right. Returns where.
-    fn count(&self, change: &Name, side: Side, used: Used, hint: Option<&Cell<usize>>) -> Option<Place> {
-        let key = Key::new(hook::database().to_u32(), self.role.to_u32(), *change, self.application, side);
+    fn count_near(&self, subject: Subject, side: Side, used: Used, hint: Option<&Cell<usize>>) -> Option<Place> {
+        let key = Key::new(subject, self.role.to_u32(), self.application, side);
         let now = now();
         let counted = shmem::read(|_, slots| {
             let hinted = hint.map(Cell::get).filter(|index| slots.get(*index).is_some_and(|slot| slot.is_of(&key)));
@@ -251,36 +257,61 @@ fn learn(relation: pg_sys::Oid) -> Changes {
         KNOWN.with_borrow_mut(|known| known.insert(relation, None));
         return None;
     }
-    let columns: Rc<[i16]> = table.attributes().iter().map(|(_, attribute)| attribute.number).collect();
+    let attributes = table.attributes();
+    let whole_row = attributes.iter().filter(|(_, attribute)| !attribute.generated);
+    let columns: Rc<[i16]> = whole_row.map(|(_, attribute)| attribute.number).collect();
+    let number = |name: &str| attributes.iter().find(|(known, _)| known == name).map(|(_, it)| it.number);
     let (mut changes, mut fenced) = (Vec::new(), Vec::new());
-    for (trigger, argument) in triggers {
+    for trigger in triggers {
+        let Some((root, rule)) = registered(relation, &trigger) else { continue };
         // A trigger that does not fit its table fails when it fires; it is nothing that a reader must hear of.
-        let Ok(rule) = Rule::from_json(&argument) else { continue };
-        let Some(source) = table.attribute(rule.source.current_name()) else { continue };
-        let targets = rule.targets.iter().filter_map(|target| Some(table.attribute(&target.name)?.number));
-        let change = store::name(trigger.as_bytes());
+        let Some(source) = number(rule.source.current_name()) else { continue };
+        let subject = subject(root, rule.id);
         if rule.source.renamed_to.is_some() {
             fenced.push(Fenced {
-                database: hook::database().to_u32(),
+                subject,
                 relation: relation.to_u32(),
-                change,
+                owner: class::owner(root).unwrap_or_default().to_u32(),
                 source: store::name(rule.source.name.as_bytes()),
                 table: store::name(table.bare_name().as_bytes()),
             });
         }
         changes.push(Managed {
-            change,
-            source: source.number,
-            targets: targets.collect(),
+            subject,
+            trigger: trigger.oid,
+            source,
+            targets: rule.targets.iter().filter_map(|target| number(&target.name)).collect(),
             columns: Rc::clone(&columns),
             hints: Default::default(),
         });
     }
     drop(table);
-    note_fenced(relation, &fenced);
+    note_fenced(relation, fenced);
     let changes: Changes = (!changes.is_empty()).then(|| changes.into());
     KNOWN.with_borrow_mut(|known| known.insert(relation, changes.clone()));
     changes
+}
+
+/// The table and the rule of the active change that a sync trigger is of. Anybody can make a trigger that names a change: what
+/// it says is not believed. It must have the name that only one trigger of each table has, and be on a table that the change
+/// is of.
+fn registered(relation: pg_sys::Oid, trigger: &SyncTrigger) -> Option<(pg_sys::Oid, Rule)> {
+    let id = Rule::from_json(&trigger.argument).ok()?.id;
+    let (root, rule) = catalog::registered(id)?;
+    let is_its_own = trigger.name == crate::ddl::trigger_name(&rule.change)
+        && (root == relation || lookup::ancestors(relation).contains(&root));
+    is_its_own.then_some((root, rule))
+}
+
+fn subject(root: pg_sys::Oid, change: i64) -> Subject {
+    Subject { change, database: hook::database().to_u32(), relation: root.to_u32() }
+}
+
+impl Change {
+    /// What the record knows it by.
+    fn subject(&self) -> Subject {
+        subject(self.relation, self.id)
+    }
 }
 
 /// Notes that relations may have changed.
@@ -301,14 +332,17 @@ fn knows_fenced(relation: pg_sys::Oid) -> bool {
 
 /// Statements that name a fenced column fail before anything can tell which table they are about. So the tables with
 /// fenced columns are kept where all sessions find them.
-fn note_fenced(relation: pg_sys::Oid, fenced: &[Fenced]) {
+fn note_fenced(relation: pg_sys::Oid, fenced: Vec<Fenced>) {
     let (database, relation) = (hook::database().to_u32(), relation.to_u32());
-    if shmem::read(|header, _| header.knows_fenced(database, relation, fenced)) == Some(false) {
-        shmem::write(|header, _| header.set_fenced(database, relation, fenced));
+    if shmem::read(|header, _| header.knows_fenced(database, relation, &fenced)) != Some(false) {
+        return;
     }
+    let effect = Effect::Fenced { relation, fenced };
+    // What this transaction sees of a table may be its own doing, and never come to be.
+    if has_written() { effects::at_commit(effect) } else { effects::apply(&[effect]) }
 }
 
-/// Called when a column of tables was fenced, or a fence undone, by the current transaction.
+/// Called when a column of tables was fenced, or a fence undone, by the current transaction, and written down.
 pub fn look_again(relations: &[pg_sys::Oid]) {
     if shmem::is_available() {
         // With thousands of partitions there is no room for all. Most statements name the first, their root.
@@ -316,17 +350,13 @@ pub fn look_again(relations: &[pg_sys::Oid]) {
     }
 }
 
-/// Called when a change begins: one of the same name may have left something.
-pub fn begin(trigger: &str) {
-    let (database, change) = (hook::database().to_u32(), store::name(trigger.as_bytes()));
-    shmem::write(|_, slots| {
-        let stale = |slot: &&mut store::Slot| slot.key().is_some_and(|key| key.is_about(database, &change));
-        slots.iter_mut().filter(stale).for_each(store::Slot::clear);
-    });
+/// Called when a change is over: when that is committed, nothing of it is kept.
+pub fn end(change: &Change) {
+    effects::at_commit(Effect::End(change.subject()));
 }
 
 /// Counts an error that the split raised.
-pub fn failed(trigger: &str, error: &Error) {
+pub fn failed(trigger: &RowTrigger, error: &Error) {
     let sides: &[Side] = match error {
         Error::UnmatchedValue { .. } => &[Side::Old],
         Error::NotNull { .. } | Error::DoesNotFit { .. } => &[Side::New],
@@ -336,10 +366,19 @@ pub fn failed(trigger: &str, error: &Error) {
     if !is_recording() {
         return;
     }
-    let Some(user) = User::current() else { return };
-    let (change, used) = (store::name(trigger.as_bytes()), Used { failed: true, ..Used::default() });
-    for side in sides {
-        user.count(&change, *side, used, None);
+    with_change_of(trigger, |change| {
+        let (user, used) = (User::current(), Used { failed: true, ..Used::default() });
+        for side in sides {
+            user.count(change, *side, used);
+        }
+    });
+}
+
+/// Runs `f` on the change that a trigger is of, if it is of one.
+fn with_change_of(trigger: &RowTrigger, f: impl FnOnce(&Managed)) {
+    let changes = changes_of(trigger.table().oid());
+    if let Some(change) = changes.as_deref().unwrap_or_default().iter().find(|it| it.trigger == trigger.oid()) {
+        f(change);
     }
 }
 
@@ -349,46 +388,28 @@ pub fn applied(trigger: &RowTrigger) {
     if !hook::is_apply_worker() || !is_recording() {
         return;
     }
-    let Some(changes) = changes_of(trigger.table().oid()) else { return };
-    let name = store::name(trigger.name().as_bytes());
-    let Some(change) = changes.iter().find(|change| change.change == name) else { return };
-    let Some(user) = User::current() else { return };
-    let used = Used { wrote: true, ..Used::default() };
-    for side in [Side::Old, Side::New] {
-        if change.columns_of(side).iter().any(|column| trigger.writes(*column)) {
-            let place = user.count(&name, side, used, Some(&change.hints[side as usize]));
-            count_rows(place.as_slice(), 1);
+    with_change_of(trigger, |change| {
+        let (user, used) = (User::current(), Used { wrote: true, ..Used::default() });
+        for side in [Side::Old, Side::New] {
+            if change.columns_of(side).iter().any(|column| trigger.writes(*column)) {
+                count_rows(user.count(change, side, used).as_slice(), 1);
+            }
         }
-    }
+    });
 }
 
 /// Counts a statement that failed since there is no column of the name that the message mentions, if that is the name
-/// of a fenced column of a table that the statement mentions. Called while the error is reported.
+/// of a fenced column of a table that the statement mentions. Called while the error is reported, when no catalog can be
+/// read: whether the role may use the table at all is asked when the record is looked at.
 pub fn undefined_column(message: &[u8], statement: &[u8]) {
     if !is_recording() {
         return;
     }
     let database = hook::database().to_u32();
-    let mut changes = SmallVec::<[Name; 2]>::new();
-    shmem::read(|header, _| {
-        for fenced in header.fenced_in(database) {
-            // What EXECUTE runs is not to be seen here.
-            let about = store::mentions(statement, store::bytes(&fenced.table)) || is_execute(statement);
-            if about && store::mentions(message, store::bytes(&fenced.source)) && !changes.contains(&fenced.change) {
-                changes.push(fenced.change);
-            }
-        }
-    });
-    if changes.is_empty() {
-        return;
+    // A statement can be long: it is looked at when nobody waits.
+    let fenced: Option<Vec<Fenced>> = shmem::read(|header, _| header.fenced_in(database).copied().collect());
+    let (user, used) = (User::current(), Used { missed: true, ..Used::default() });
+    for subject in store::missed(&fenced.unwrap_or_default(), message, statement) {
+        user.count_near(subject, Side::Old, used, None);
     }
-    let Some(user) = User::current() else { return };
-    let used = Used { failed: true, ..Used::default() };
-    for change in &changes {
-        user.count(change, Side::Old, used, None);
-    }
-}
-
-fn is_execute(statement: &[u8]) -> bool {
-    statement.trim_ascii_start().get(..7).is_some_and(|word| word.eq_ignore_ascii_case(b"execute"))
 }

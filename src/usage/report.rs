@@ -1,35 +1,47 @@
 //! What is known of the users of a change.
 
+use std::cell::LazyCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use pgrx::pg_sys;
 
+use super::effects::{self, Effect};
+use super::now;
 use super::store::{Entry, Header, Side, Slot};
-use super::{now, store};
 use crate::backfill::plan::format_duration;
 use crate::catalog::{self, Change};
-use crate::ddl::trigger_name;
 use crate::error::Error;
 use crate::pg::lock::tree;
 use crate::pg::security::{acts_for, current_role, query, role_name};
-use crate::pg::{hook, shmem, timestamp_text};
+use crate::pg::{class, privilege, shmem, timestamp_text};
 
-/// What was recorded of a change of this database; `None` if nothing can be.
-pub fn entries(change: &str) -> Option<Vec<Entry>> {
-    let (database, change) = (hook::database().to_u32(), store::name(trigger_name(change).as_bytes()));
-    shmem::read(|_, slots| {
-        let of_change = |slot: &&Slot| slot.key().is_some_and(|key| key.is_about(database, &change));
+/// What was recorded of a change of this database, as far as it says anything; `None` if nothing can be recorded.
+pub fn entries(change: &Change) -> Option<Vec<Entry>> {
+    let subject = change.subject();
+    let mut entries: Vec<Entry> = shmem::read(|_, slots| {
+        let of_change = |slot: &&Slot| slot.key().is_some_and(|key| key.subject == subject);
         slots.iter().filter(of_change).filter_map(Slot::entry).collect()
-    })
+    })?;
+    let members = LazyCell::new(|| tree(change.relation));
+    let mut roles = HashMap::new();
+    entries.retain(|entry| {
+        *roles.entry((entry.role, entry.permitted)).or_insert_with(|| {
+            let role = entry.role.into();
+            // Nobody can use a column as a role that is gone. And anybody can make up a statement that names one in vain.
+            privilege::role_exists(role) && (entry.permitted || members.iter().any(|member| may_use(role, *member)))
+        })
+    });
+    Some(entries)
 }
 
-/// Starts counting anew.
-pub fn reset(change: &str) {
-    let (database, change) = (hook::database().to_u32(), store::name(trigger_name(change).as_bytes()));
-    shmem::write(|_, slots| {
-        let of_change = |slot: &&mut Slot| slot.key().is_some_and(|key| key.is_about(database, &change));
-        slots.iter_mut().filter(of_change).for_each(Slot::reset);
-    });
+fn may_use(role: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    privilege::has_any(role, table) || class::owner(table).is_some_and(|owner| acts_for(role, owner))
+}
+
+/// Starts counting anew when the current transaction commits.
+pub fn reset(change: &Change) {
+    effects::at_commit(Effect::Reset(change.subject()));
 }
 
 /// Whether the current role may see what others run.
@@ -80,13 +92,14 @@ pub enum Standing {
 
 /// What is known of the use of a change's old column in the last while.
 pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
-    let Some(entries) = entries(&change.name) else {
+    let Some(entries) = entries(change) else {
         return Ok(Standing::Unknown("Usage is not recorded: pg_zdd is not in shared_preload_libraries.".to_owned()));
     };
     let now = now();
     let ago = |time: i64| Duration::from_micros(u64::try_from(now - time).unwrap_or(0));
-    let mut users: Vec<&Entry> =
-        entries.iter().filter(|entry| entry.side == Side::Old && ago(entry.last_seen) < period).collect();
+    let owner = class::owner(change.relation).unwrap_or_default();
+    let is_user = |entry: &&Entry| entry.side == Side::Old && ago(entry.last_seen) < period && !is_dump(entry, owner);
+    let mut users: Vec<&Entry> = entries.iter().filter(is_user).collect();
     users.sort_by_key(|entry| std::cmp::Reverse(entry.last_seen));
     let mut lines: Vec<String> = users.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect();
     if users.len() > MOST_LINES {
@@ -98,8 +111,9 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
     if !lines.is_empty() {
         return Ok(Standing::Used(lines));
     }
+    let subject = change.subject();
     let (recorded, evicted) =
-        shmem::read(|header, _| (ago(header.recorded_since), header.evicted_old_seen)).unwrap_or_default();
+        shmem::read(|header, _| (ago(header.recorded_since), header.evicted_old_seen(&subject))).unwrap_or_default();
     let age = ago(catalog::times(change.id)?.0);
     if recorded.min(age) < period {
         return Ok(Standing::Unknown(format!(
@@ -117,11 +131,21 @@ pub fn standing(change: &Change, period: Duration) -> Result<Standing, Error> {
     Ok(Standing::Quiet)
 }
 
+/// Whether it is a dump, which reads whatever columns there are, and misses none that is gone. What an application calls itself
+/// is no proof: only the role can be trusted. So it must be one that dumps are made as: the table's owner or a superuser, who
+/// could force the contract anyway, or a member of pg_read_all_data. And it must never have done anything but read whole rows.
+fn is_dump(entry: &Entry, owner: pg_sys::Oid) -> bool {
+    let role = entry.role.into();
+    matches!(entry.application.as_str(), "pg_dump" | "pg_dumpall")
+        && !entry.selective
+        && (acts_for(role, owner) || acts_for(role, pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_DATA)))
+}
+
 /// Who has named a fenced column in vain, a line each.
 pub fn failed_while_fenced(change: &Change) -> Result<Vec<String>, Error> {
     let (_, fenced_at) = catalog::times(change.id)?;
     let now = now();
-    let mut entries = entries(&change.name).unwrap_or_default();
+    let mut entries = entries(change).unwrap_or_default();
     entries.retain(|entry| entry.side == Side::Old && entry.errors > 0 && entry.last_seen >= fenced_at);
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.last_seen));
     Ok(entries.iter().take(MOST_LINES).map(|entry| line(entry, now)).collect())

@@ -5,6 +5,7 @@ set client_min_messages = warning;
 drop schema if exists app cascade;
 truncate zdd.change, zdd.event, zdd.lane, zdd.skipped, zdd.job, zdd.worker, zdd.sample,
     zdd.built_index, zdd.guarded;
+alter sequence zdd.change_id_seq restart;
 create schema app authorization regress_owner;
 grant usage on schema app to public;
 reset client_min_messages;

@@ -139,7 +139,7 @@ create or replace trigger sync before insert on other for each row execute funct
 insert into other values ('x');
 \echo :LAST_ERROR_SQLSTATE
 create or replace trigger sync before insert on other for each row execute function zdd.sync(
-    '{"version":1,"change":"fake","source":{"name":"a","type":"text"},"targets":[{"name":"c","type":"text","not_null":false}],"split":{"delimiter":","},"join":{"delimiter":","},"unmatched":"null","conflict":"new","max_source_length":65536}');
+    '{"version":1,"id":1,"change":"fake","source":{"name":"a","type":"text"},"targets":[{"name":"c","type":"text","not_null":false}],"split":{"delimiter":","},"join":{"delimiter":","},"unmatched":"null","conflict":"new","max_source_length":65536}');
 insert into other values ('x');
 \echo :LAST_ERROR_SQLSTATE
 drop table other;
