@@ -30,7 +30,8 @@ create table zdd.change (
     check ((relation is null) = (phase in ('contracted', 'rolled_back')))
 );
 create unique index change_name_key on zdd.change (name) where relation is not null;
-create index change_relation_idx on zdd.change (relation) where relation is not null;
+-- Also the index for the changes of a table.
+create unique index change_source_key on zdd.change (relation, source) where relation is not null;
 comment on table zdd.change is 'Every column split, active or over.';
 comment on column zdd.change.relation is 'The table; NULL once the change is over.';
 comment on column zdd.change.source is 'The old column by the name that applications know.';
@@ -157,7 +158,9 @@ create table zdd.event_error (
 );
 comment on table zdd.event_error is 'The texts of errors in zdd.event.';
 
-select pg_catalog.pg_extension_config_dump('zdd.change', '');
+-- Whoever cannot dump a table has no use for its change, which could not be restored without it.
+select pg_catalog.pg_extension_config_dump(
+    'zdd.change', 'where relation is null or pg_catalog.has_table_privilege(relation::pg_catalog.oid, ''select'')');
 select pg_catalog.pg_extension_config_dump('zdd.change_id_seq', '');
 select pg_catalog.pg_extension_config_dump('zdd.event', '');
 select pg_catalog.pg_extension_config_dump('zdd.event_id_seq', '');

@@ -1,5 +1,13 @@
 -- What users read.
 
+-- The changes whose tables belong to the current role, or to one that it can act for.
+create view zdd.owned as
+select c.id
+from zdd.change as c
+join pg_class as t on t.oid = c.relation
+where pg_has_role(t.relowner, 'usage');
+comment on view zdd.owned is 'The active changes of tables that the current role can act for.';
+
 create view zdd.changes as
 select
     c.name as change,
@@ -13,7 +21,8 @@ select
     coalesce(sum(l.rows_split), 0)::bigint as rows_split,
     c.batch_target,
     c.max_rows_per_second,
-    c.run_if,
+    -- The owner's own code, which may say much of what only they know.
+    case when c.id in (select o.id from zdd.owned as o) then c.run_if end as run_if,
     c.started_at,
     c.started_by
 from zdd.change as c
@@ -23,14 +32,6 @@ order by c.started_at;
 comment on view zdd.changes is 'One row per change: where it stands and what its rule is.';
 comment on column zdd.changes.rows_split is 'Rows that the backfill has split so far; live writes do not count.';
 
--- The changes whose tables belong to the current role, or to one that it can act for.
-create view zdd.owned as
-select c.id
-from zdd.change as c
-join pg_class as t on t.oid = c.relation
-where pg_has_role(t.relowner, 'usage');
-comment on view zdd.owned is 'The active changes of tables that the current role can act for.';
-
 create view zdd.events as
 select
     e.at,
@@ -38,10 +39,9 @@ select
     e.event,
     -- The text of an error may quote a row.
     case
+        when e.change_id not in (select o.id from zdd.owned as o) then e.detail - 'run_if'
         when x.event_id is null then e.detail
-        when e.change_id in (select o.id from zdd.owned as o)
-            then e.detail || jsonb_strip_nulls(jsonb_build_object('error', x.error, 'detail', x.detail, 'hint', x.hint))
-        else e.detail
+        else e.detail || jsonb_strip_nulls(jsonb_build_object('error', x.error, 'detail', x.detail, 'hint', x.hint))
     end as detail,
     e.role
 from zdd.event as e

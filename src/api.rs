@@ -66,7 +66,7 @@ fn split_column(
 ) -> Result<String, ErrorReport> {
     let (draft, table) = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
     let conflict = word("conflict", conflict, &["new", "old", "error"])?;
-    ddl::check_table(&table, &draft.source)?;
+    ddl::check_table(&table, &draft.source, None)?;
     let change = change.unwrap_or_else(|| format!("{}.{}", table.bare_name(), draft.source));
     if change.is_empty() {
         Err(Error::EmptyName)?;
@@ -111,7 +111,7 @@ fn preview_split(
 > {
     let sample_rows = positive("sample_rows", sample_rows)?;
     let (draft, table) = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
-    ddl::check_table(&table, &draft.source)?;
+    ddl::check_table(&table, &draft.source, None)?;
     let rule = draft.rule(&table, "preview".into(), Conflict::New)?;
     ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
     drop(table);

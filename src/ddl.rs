@@ -53,24 +53,43 @@ fn lock_against_all(
     name: &str,
     clear_the_way: impl Fn() -> Result<(), Error>,
 ) -> Result<Vec<pg_sys::Oid>, Error> {
+    let attempt = || Ok(lock::lock_tree(relation, LockMode::AccessExclusive));
+    let locked = with_patience_clearing(attempt, clear_the_way)?;
+    locked.or_else(|(attempts, patience)| {
+        let blockers = blockers(relation)?;
+        Err(Error::LockTimeout { relation: name.to_owned(), attempts, patience, blockers })
+    })
+}
+
+/// Does what may have to wait for a lock, for `zdd.lock_timeout` at a time and for `zdd.lock_patience` in all.
+fn with_patience<T>(
+    attempt: impl FnMut() -> Result<T, Error>,
+    give_up: impl FnOnce(u32, Duration) -> Error,
+) -> Result<T, Error> {
+    with_patience_clearing(attempt, || Ok(()))?.map_err(|(attempts, patience)| give_up(attempts, patience))
+}
+
+/// The same. `Err` within `Ok` when all attempts were in vain: how many there were.
+fn with_patience_clearing<T>(
+    mut attempt: impl FnMut() -> Result<T, Error>,
+    clear_the_way: impl Fn() -> Result<(), Error>,
+) -> Result<Result<T, (u32, Duration)>, Error> {
     let (timeout, patience) = (guc::lock_timeout(), guc::lock_patience());
     let (lock_timeout, deadlock_timeout) = (guc::milliseconds(timeout), guc::milliseconds(timeout / 2));
     // PostgreSQL cancels an autovacuum that is in the way when it looks for deadlocks, which must come first.
     let settings = [(c"lock_timeout", lock_timeout.as_c_str()), (c"deadlock_timeout", deadlock_timeout.as_c_str())];
     let start = Instant::now();
-    for attempt in 1.. {
-        let locked = catch(|| with_settings(&settings, || lock::lock_tree(relation, LockMode::AccessExclusive)));
-        match locked {
-            Ok(members) => return Ok(members),
+    for attempts in 1.. {
+        match catch(|| with_settings(&settings, &mut attempt)) {
+            Ok(done) => return done.map(Ok),
             Err(error) if !error.is_transient() => error.rethrow(),
             Err(_) => {}
         }
         if start.elapsed() >= patience {
-            let blockers = blockers(relation)?;
-            return Err(Error::LockTimeout { relation: name.to_owned(), attempts: attempt, patience, blockers });
+            return Ok(Err((attempts, patience)));
         }
         clear_the_way()?;
-        lock::sleep(backoff(attempt).min(patience.saturating_sub(start.elapsed())));
+        lock::sleep(backoff(attempts).min(patience.saturating_sub(start.elapsed())));
     }
     Err(Error::Spi("out of attempts".into()))
 }
@@ -134,8 +153,8 @@ pub struct Request {
 }
 
 /// Everything that can be wrong with the table. Asked before the lock, so that nobody waits for a refusal, and again
-/// under it.
-pub fn check_table(table: &Table, source: &str) -> Result<(), Error> {
+/// under it, when the change itself is there.
+pub fn check_table(table: &Table, source: &str, but: Option<&str>) -> Result<(), Error> {
     let relation = table.name();
     if table.is_system() || relation.starts_with("zdd.") {
         return Err(Error::SystemTable { relation });
@@ -171,7 +190,8 @@ pub fn check_table(table: &Table, source: &str) -> Result<(), Error> {
     if attribute.generated || attribute.identity {
         return Err(Error::GeneratedSource { relation, column: source.to_owned() });
     }
-    if let Some(change) = catalog::change_of_column(table.oid(), source)? {
+    if let Some(change) = catalog::change_of_column(table.oid(), source)?.filter(|change| Some(change.as_str()) != but)
+    {
         return Err(Error::SourceInChange { relation, column: source.to_owned(), change });
     }
     Ok(())
@@ -215,8 +235,12 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
 /// Adds the new columns and the sync trigger, and writes the change down.
 pub fn expand(request: &Request) -> Result<(), Error> {
     let source = &request.rule.source.name;
+    let check_again = |members: &[pg_sys::Oid]| {
+        check_table(&open(request.relation, LockMode::AccessShare)?, source, Some(&request.rule.change))?;
+        check_members(request, members)
+    };
     let check = |members: &[pg_sys::Oid]| {
-        check_table(&open(request.relation, LockMode::AccessShare)?, source)?;
+        check_table(&open(request.relation, LockMode::AccessShare)?, source, None)?;
         match catalog::find(&request.rule.change) {
             Ok(other) if !catalog::end_if_table_is_gone(&other)? => {
                 return Err(Error::ChangeExists { change: other.name });
@@ -227,11 +251,16 @@ pub fn expand(request: &Request) -> Result<(), Error> {
         check_members(request, members)
     };
     check(&lock::tree(request.relation))?;
-    let name = open(request.relation, LockMode::AccessShare)?.name();
-    let members = lock_against_all(request.relation, &name, || Ok(()))?;
-    check(&members)?;
-    let (name, owner) = identity(request.relation)?;
+    let table = open(request.relation, LockMode::AccessShare)?;
+    let name = table.name();
     let rule = Rule { id: catalog::next_id()?, ..request.rule.clone() };
+    // Somebody may be taking the same name in a transaction that has not ended. Nobody waits for a table meanwhile.
+    let taken = |attempts, patience| Error::NameTaken { change: rule.change.clone(), attempts, patience };
+    with_patience(|| register(&rule, &table, &request.indexes), taken)?;
+    drop(table);
+    let members = lock_against_all(request.relation, &name, || Ok(()))?;
+    check_again(&members)?;
+    let (name, owner) = identity(request.relation)?;
     as_owner(owner, |gate| {
         for statement in add_columns(&name, &request.columns) {
             execute(gate, &members, &statement)?;
@@ -245,7 +274,6 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     notice_triggers(&members, &rule)?;
     notice_publications()?;
     protect_used(&rule.change, &members, &binding)?;
-    catalog::insert(&rule, &table, &request.indexes)?;
     catalog::set_guarded(rule.id, owner)?;
     let detail = json!({ "relation": table.name() });
     drop(table);
@@ -254,6 +282,22 @@ pub fn expand(request: &Request) -> Result<(), Error> {
     match catalog::find_by_id(rule.id)? {
         Some(change) => guard::check_members(&change, change.relation),
         None => Ok(()),
+    }
+}
+
+/// Writes the change down. A unique key decides between two that begin at the same time, whatever their snapshots see.
+fn register(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Error> {
+    match catch(|| catalog::insert(rule, table, indexes)) {
+        Ok(done) => done,
+        Err(error) if error.is_constraint_violation() => Err(match error.message().contains("change_source_key") {
+            true => Error::SourceInChange {
+                relation: table.name(),
+                column: rule.source.name.clone(),
+                change: "another that has just begun".into(),
+            },
+            false => Error::ChangeExists { change: rule.change.clone() },
+        }),
+        Err(error) => error.rethrow(),
     }
 }
 
@@ -301,14 +345,16 @@ fn add_columns(table: &str, columns: &[ColumnDefinition]) -> Vec<String> {
         .iter()
         .map(|column| {
             let collation = column.collation.as_ref().map_or(String::new(), |name| format!(" COLLATE {name}"));
-            format!("ADD COLUMN {} {}{collation}", quote(&column.name), column.column_type.name())
+            let nothing = if column.has_type_default { " DEFAULT NULL" } else { "" };
+            format!("ADD COLUMN {} {}{collation}{nothing}", quote(&column.name), column.column_type.name())
         })
         .collect();
     let defaults: Vec<String> = columns
         .iter()
-        .filter_map(|column| {
-            let default = column.default.as_ref()?;
-            Some(format!("ALTER COLUMN {} SET DEFAULT {default}", quote(&column.name)))
+        .filter_map(|column| match &column.default {
+            Some(default) => Some(format!("ALTER COLUMN {} SET DEFAULT {default}", quote(&column.name))),
+            None if column.has_type_default => Some(format!("ALTER COLUMN {} DROP DEFAULT", quote(&column.name))),
+            None => None,
         })
         .collect();
     [added, defaults]

@@ -160,6 +160,12 @@ pub enum Error {
     ChangeExists {
         change: String,
     },
+    /// Somebody else is taking the name.
+    NameTaken {
+        change: String,
+        attempts: u32,
+        patience: Duration,
+    },
     LateTrigger {
         relation: String,
         trigger: String,
@@ -574,6 +580,12 @@ impl Error {
             )
             .detail(format!("The change is \"{change}\"."))
             .hint("Finish it with CALL zdd.contract(...), or give it up with SELECT zdd.rollback(...)."),
+            NameTaken { change, attempts, patience } => parts(
+                Code::ERRCODE_LOCK_NOT_AVAILABLE,
+                format!("another transaction is about to begin a change of the name \"{change}\""),
+            )
+            .detail(format!("It has not ended after {} in {}.", tries(*attempts), format_duration(*patience)))
+            .hint("Give the change another name with change => '...', or try again when that transaction has ended."),
             ChangeExists { change } => {
                 parts(Code::ERRCODE_DUPLICATE_OBJECT, format!("there is already an active change \"{change}\""))
                     .hint("Choose another name with change => '...'.")
@@ -915,7 +927,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Caught(error) => error.is_transient(),
-            Error::LockTimeout { .. } => true,
+            Error::LockTimeout { .. } | Error::NameTaken { .. } => true,
             _ => false,
         }
     }

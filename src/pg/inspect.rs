@@ -53,7 +53,7 @@ unsafe extern "C-unwind" fn collect(node: *mut pg_sys::Node, context: *mut core:
     unsafe {
         let found = &mut *context.cast::<UserObjects>();
         if tag(node) != NodeTag::T_List {
-            found.add(pg_sys::TypeRelationId, pg_sys::exprType(node));
+            made_of(pg_sys::exprType(node)).into_iter().for_each(|oid| found.add(pg_sys::TypeRelationId, oid));
         }
         pg_sys::check_functions_in_node(node, Some(collect_function), context);
         walk_children(node, collect, context)
@@ -86,8 +86,19 @@ unsafe extern "C-unwind" fn depends_on_users(node: *mut pg_sys::Node, context: *
     unsafe {
         // A domain's CHECKs are users' code; the others are no constants.
         matches!(tag(node), NodeTag::T_CoerceToDomain | NodeTag::T_SubLink | NodeTag::T_Var | NodeTag::T_Param)
+            || tag(node) == NodeTag::T_Const && has_domain((*node.cast::<pg_sys::Const>()).consttype)
             || pg_sys::check_functions_in_node(node, Some(is_users), context)
             || walk_children(node, depends_on_users, context)
+    }
+}
+
+/// Whether a type is a domain, or an array of one.
+fn has_domain(oid: pg_sys::Oid) -> bool {
+    // SAFETY: both look the type up.
+    unsafe {
+        let element = pg_sys::get_element_type(oid);
+        let oid = if element == pg_sys::InvalidOid { oid } else { element };
+        pg_sys::get_typtype(oid) as u8 == pg_sys::TYPTYPE_DOMAIN
     }
 }
 
@@ -101,4 +112,34 @@ pub fn default_is_constant(adbin: &str) -> bool {
     let Ok(text) = std::ffi::CString::new(adbin) else { return false };
     // SAFETY: the text is what PostgreSQL has written of a default expression.
     unsafe { is_constant(pg_sys::stringToNode(text.as_ptr()).cast()) }
+}
+
+/// A type, and those that it is an array, a domain or a range of.
+pub fn made_of(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let mut types = vec![oid];
+    let mut next = Some(oid);
+    while let Some(oid) = next {
+        // SAFETY: both look the type up and give InvalidOid for what is none.
+        let (element, subtype) = unsafe { (pg_sys::get_element_type(oid), pg_sys::get_range_subtype(oid)) };
+        next = [element, subtype].into_iter().find(|oid| *oid != pg_sys::InvalidOid).or_else(|| domain_base(oid));
+        types.extend(next);
+    }
+    types
+}
+
+/// The type that a domain is directly over.
+fn domain_base(domain: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: a tuple of this cache is of pg_type, whose data begin at its offset; it is released after it was read.
+    let base = unsafe {
+        let key = pg_sys::Datum::from(domain);
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, key);
+        if tuple.is_null() {
+            return None;
+        }
+        let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
+        let base = (*data.cast::<pg_sys::FormData_pg_type>()).typbasetype;
+        pg_sys::ReleaseSysCache(tuple);
+        base
+    };
+    (base != pg_sys::InvalidOid).then_some(base)
 }

