@@ -124,7 +124,7 @@ fn launcher() {
          ALTER TABLE zdd.change RENAME TO change_; CREATE VIEW zdd.change AS SELECT * FROM zdd.change_ WHERE evil.holds(name)",
     );
     let over = rounds(&cluster, 2);
-    wait_until("the launcher has been everywhere", PATIENCE, || over()).expect("two rounds");
+    wait_until("the launcher has been everywhere", PATIENCE, over).expect("two rounds");
     let wrong: Vec<String> = [condition, deferred, views].iter_mut().filter_map(Forgery::escalation).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -239,7 +239,7 @@ fn restore() {
          SELECT zdd.alter_change('t.a', run_if => 'evil.holds(''k'')');
          CREATE TABLE evil.u (id int, a evil.word, b text);",
     );
-    stage.mallory.run(&format!("SELECT zdd.split_column('evil.u', 'a', 'x text', delimiter => ' ')"));
+    stage.mallory.run("SELECT zdd.split_column('evil.u', 'a', 'x text', delimiter => ' ')");
     let _ = stage.mallory.attempt(&crate::escalation::forged_trigger("evil.log", "log", "evil.probe(a)"));
     // PostgreSQL itself runs nothing of this for a restore.
     for arguments in [&["-Fc"][..], &["-Fc", "--section=pre-data", "--section=post-data"]] {
