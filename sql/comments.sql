@@ -2,10 +2,10 @@
 
 comment on function zdd.split_column(regclass, name, text, text, text, text[], text, text, text, text, text[], text) is
 'Begins a change: adds the new columns beside the old one, keeps both in sync from then on, and returns the name of the change (by default table.column).
-columns: definitions as in CREATE TABLE (type, COLLATE, NOT NULL, DEFAULT). One of regex (named groups are the new columns), delimiter, split_sql (an SQL expression per new column, over the old one). One of join (template: {column}, [section left out when a column in it is NULL], \ escapes), join_sql; with delimiter it may be left out.
+columns: definitions as in CREATE TABLE (type, COLLATE, NOT NULL, DEFAULT with a constant). One of regex (named groups are the new columns), delimiter, split_sql (an IMMUTABLE SQL expression per new column, over the old one). One of join (template: {column}, [section left out when a column in it is NULL], \ escapes), join_sql; with delimiter it may be left out.
 unmatched: what becomes of a value that the rule does not accept: null (default), whole (into the first column), error. conflict: who wins when one statement writes both sides and they disagree: new (default), old, error.
 Locks: ACCESS EXCLUSIVE for catalog updates, tried for zdd.lock_timeout at a time, for zdd.lock_patience in all.
-Errors: 55P03 lock not available, 42501 not the owner, 42703 no such column, 42701 a column exists, 55006 column in another change, 2201B invalid regex, 22023 invalid rule, 0A000 not supported.';
+Errors: 55P03 lock not available, 42501 not the owner, 42703 no such column, 42701 a column exists, 55006 column in another change, 2201B invalid regex, 22023 invalid rule, 42P17 SQL that is not IMMUTABLE, 0A000 not supported.';
 
 comment on function zdd.preview_split(regclass, name, text, text, text, text[], text, text, text, integer) is
 'Applies a rule to about sample_rows rows (default 10000), taken evenly from all over the table, and changes nothing. Gives rows, share and up to five examples of each kind: matched, unmatched, null, and lossy (matched, but the new columns joined are not the old value again). Locks: ACCESS SHARE. Errors: as split_column.';
@@ -13,7 +13,7 @@ comment on function zdd.preview_split(regclass, name, text, text, text, text[], 
 comment on procedure zdd.backfill(text, boolean) is
 'Splits the rows that were there before the change, in transactions of about batch_target (default 50 ms), and moves the change to expanded when a look at every row finds nothing left. Prints its progress once a second. After an interruption the next call goes on where it stopped; several sessions may call it at once. Never overwrites what an application wrote and never waits for a row lock: locked rows are come back to.
 fire_triggers (default false): fire the triggers of the table for the rows that are split.
-Locks: ROW EXCLUSIVE. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner.';
+Locks: ROW EXCLUSIVE; when the change becomes expanded ACCESS EXCLUSIVE, as split_column. Errors: 25001 inside a transaction block, 42704 no such change, 42501 not the owner.';
 
 comment on function zdd.start_backfill(text, integer, boolean) is
 'Hands the backfill of a change to background workers and returns its name. They begin when the transaction commits, and not at all when it does not. They split the rows as zdd.backfill does, vacuum the table, build the indexes that were asked for, and move the change to expanded. Where no worker slot is free, it is tried again later.

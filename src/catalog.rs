@@ -503,7 +503,7 @@ pub fn record_retry(change: &Change, error: &Error) -> Result<(), Error> {
             add_event(change.id, &change.name, "retried", detail)?
         }
     };
-    set_event_error(event, &error.message(), None, None)
+    set_event_error(event, &error.message(), error.detail_and_hint().0.as_deref(), None)
 }
 
 /// The change that has this column of the table, on either side.
@@ -887,6 +887,18 @@ pub fn live_workers_beside(id: i64) -> Result<LiveWorkers, Error> {
         },
     )?;
     found.into_iter().next().ok_or_else(|| Error::Spi("no count of workers".into()))
+}
+
+/// The active changes one of whose tables has another owner than who began it.
+pub fn with_other_owner() -> Result<Vec<Change>, Error> {
+    let sql = format!(
+        "{ACTIVE} join zdd.guarded as g on g.change_id = c.id
+         where c.relation is not null and exists (
+             with recursive tree (oid) as (
+                 select c.relation::oid union select i.inhrelid from pg_inherits as i join tree on i.inhparent = tree.oid)
+             select from tree join pg_class as t on t.oid = tree.oid and t.relowner <> g.owner)"
+    );
+    read(&sql, &[], change)
 }
 
 /// The change that has waited for longest for a first background worker.

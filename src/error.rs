@@ -160,6 +160,10 @@ pub enum Error {
     ChangeExists {
         change: String,
     },
+    /// Somebody has altered it since its rows were looked at.
+    ChangedMeanwhile {
+        change: String,
+    },
     /// Somebody else is taking the name.
     NameTaken {
         change: String,
@@ -580,6 +584,10 @@ impl Error {
             )
             .detail(format!("The change is \"{change}\"."))
             .hint("Finish it with CALL zdd.contract(...), or give it up with SELECT zdd.rollback(...)."),
+            ChangedMeanwhile { change } => parts(
+                Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                format!("change \"{change}\" was altered while its rows were looked at"),
+            ),
             NameTaken { change, attempts, patience } => parts(
                 Code::ERRCODE_LOCK_NOT_AVAILABLE,
                 format!("another transaction is about to begin a change of the name \"{change}\""),
@@ -927,7 +935,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Caught(error) => error.is_transient(),
-            Error::LockTimeout { .. } | Error::NameTaken { .. } => true,
+            Error::LockTimeout { .. } | Error::NameTaken { .. } | Error::ChangedMeanwhile { .. } => true,
             _ => false,
         }
     }

@@ -656,10 +656,16 @@ impl<'s> Run<'s> {
         if !self.tidy()? {
             return Ok(End::Stopped);
         }
-        let phase = self.session.transaction(|| {
-            let change = self.claim.lock()?;
+        self.wait("a short lock on the table")?;
+        let verified = self.change.rule.clone();
+        let claim = self.claim.clone();
+        let expanded = || {
+            let change = claim.lock()?;
             if change.is_stopped() {
                 return Ok(None);
+            }
+            if change.rule != verified {
+                return Err(Error::ChangedMeanwhile { change: change.name });
             }
             let rows = catalog::remaining(change.id)?.rows;
             catalog::end_job(change.id)?;
@@ -672,7 +678,17 @@ impl<'s> Run<'s> {
             });
             catalog::set_phase(&change, Phase::Expanded, detail)?;
             Ok(Some(Phase::Expanded))
-        })?;
+        };
+        // What was verified stays so, however long others keep the table locked.
+        let phase = loop {
+            match self.session.transaction(expanded) {
+                Err(error @ Error::LockTimeout { .. }) => {
+                    self.session.asynchronous_transaction(|| catalog::record_retry(&self.change, &error))?;
+                    self.report()?;
+                }
+                phase => break phase?,
+            }
+        };
         let Some(phase) = phase else { return Ok(End::Stopped) };
         let seconds = self.start.elapsed().as_secs_f64();
         self.tell(&format!(

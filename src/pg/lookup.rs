@@ -62,6 +62,32 @@ pub fn rule_owner(id: i64) -> Option<pg_sys::Oid> {
     found
 }
 
+const CONSTRAINT: u32 = 2606;
+const CONSTRAINT_BY_TYPE: u32 = 2667;
+
+/// Whether a type is a domain that is NOT NULL or has a CHECK of its own.
+pub fn is_constrained_domain(oid: pg_sys::Oid) -> bool {
+    // SAFETY: a tuple of this cache is of pg_type, whose data begin at its offset; it is released after it was read.
+    let not_null = unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as i32, oid.into());
+        if tuple.is_null() {
+            return false;
+        }
+        let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff as usize);
+        let not_null = (*data.cast::<pg_sys::FormData_pg_type>()).typnotnull;
+        pg_sys::ReleaseSysCache(tuple);
+        not_null
+    };
+    let mut has_check = false;
+    // SAFETY: the first column of the index is contypid, an OID.
+    unsafe {
+        look_up_by(CONSTRAINT.into(), CONSTRAINT_BY_TYPE.into(), c"contypid", (pg_sys::F_OIDEQ, oid.into()), |_| {
+            has_check = true;
+        });
+    }
+    not_null || has_check
+}
+
 /// A row that was found.
 struct Found {
     tuple: pg_sys::HeapTuple,
@@ -92,9 +118,30 @@ impl Found {
 ///
 /// # Safety
 /// The function that compares is one for the type of the first column and of the value.
-unsafe fn look_up(
+unsafe fn look_up(table: pg_sys::Oid, index: pg_sys::Oid, condition: (u32, pg_sys::Datum), each: impl FnMut(&Found)) {
+    // SAFETY: the caller vouches for the first column.
+    unsafe { look_up_column(table, index, None, condition, each) }
+}
+
+/// The same for a column by its name, which is the first of the index.
+///
+/// # Safety
+/// The function that compares is one for the type of the column and of the value.
+unsafe fn look_up_by(
     table: pg_sys::Oid,
     index: pg_sys::Oid,
+    column: &core::ffi::CStr,
+    condition: (u32, pg_sys::Datum),
+    each: impl FnMut(&Found),
+) {
+    // SAFETY: the caller vouches for the column.
+    unsafe { look_up_column(table, index, Some(column), condition, each) }
+}
+
+unsafe fn look_up_column(
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+    column: Option<&core::ffi::CStr>,
     (equals, value): (u32, pg_sys::Datum),
     mut each: impl FnMut(&Found),
 ) {
@@ -113,7 +160,11 @@ unsafe fn look_up(
             index
         };
         let mut key = pg_sys::ScanKeyData::default();
-        pg_sys::ScanKeyInit(&mut key, 1, pg_sys::BTEqualStrategyNumber as u16, equals.into(), value);
+        let number = match column {
+            Some(name) => pg_sys::SPI_fnumber((*relation).rd_att, name.as_ptr()) as pg_sys::AttrNumber,
+            None => 1,
+        };
+        pg_sys::ScanKeyInit(&mut key, number, pg_sys::BTEqualStrategyNumber as u16, equals.into(), value);
         let has_index = index != pg_sys::InvalidOid;
         let scan = pg_sys::systable_beginscan(relation, index, has_index, std::ptr::null_mut(), 1, &mut key);
         loop {

@@ -8,7 +8,7 @@ use pgrx::spi::{OwnedPreparedStatement, Spi, SpiHeapTupleData};
 use pgrx::{PgOid, pg_sys};
 
 use super::class;
-use super::settings::{Pin, Settings, with_built_in_path};
+use super::settings::{Pin, Settings, with_our_syntax};
 use crate::error::Error;
 
 /// The proof that the code which has it runs with the rights of the extension's owner. For our own SQL on our own tables
@@ -18,7 +18,7 @@ pub struct Extension(());
 /// Runs `f` with the rights of the extension's owner, to read and write our own tables.
 pub fn as_extension<R>(owner: pg_sys::Oid, f: impl FnOnce(&Extension) -> R) -> R {
     let _switch = switch_to(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
-    let _settings = Settings::pin(Pin::SEARCH_PATH);
+    let _settings = Settings::pin(Pin::SYNTAX);
     f(&Extension(()))
 }
 
@@ -73,7 +73,7 @@ pub fn query<T>(
     args: &[DatumWithOid],
     mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    with_built_in_path(|| {
+    with_our_syntax(|| {
         let plan = plan(sql, args)?;
         Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
     })

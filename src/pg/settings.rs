@@ -32,7 +32,7 @@ macro_rules! pin {
 }
 
 impl Pin {
-    /// All of them.
+    /// All of them; those for syntax first.
     pub const ALL: &'static [Pin] = &[
         Pin { name: c"search_path", value: BUILT_IN_PATH, holds: has_built_in_path },
         pin!(c"standard_conforming_strings" = c"on", pg_sys::standard_conforming_strings),
@@ -57,8 +57,8 @@ impl Pin {
     /// All but the search_path.
     pub const ALL_BUT_SEARCH_PATH: &'static [Pin] = Self::ALL.split_at(1).1;
 
-    /// The search_path.
-    pub const SEARCH_PATH: &'static [Pin] = Self::ALL.split_at(1).0;
+    /// What the text of a statement of our own means.
+    pub const SYNTAX: &'static [Pin] = Self::ALL.split_at(5).0;
 }
 
 unsafe fn has_built_in_path() -> bool {
@@ -116,9 +116,9 @@ pub fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R
     f()
 }
 
-/// Runs `f` with a search_path that nobody can interfere with.
-pub fn with_built_in_path<R>(f: impl FnOnce() -> R) -> R {
-    let _saved = Settings::pin(Pin::SEARCH_PATH);
+/// Runs `f` under settings that let SQL of our own mean what it says.
+pub fn with_our_syntax<R>(f: impl FnOnce() -> R) -> R {
+    let _saved = Settings::pin(Pin::SYNTAX);
     f()
 }
 

@@ -8,6 +8,7 @@ use super::ffi::datum_copy;
 use super::gate::Gate;
 use super::inspect::{ObjectId, made_of};
 use super::lock::check_for_interrupts;
+use super::lookup;
 use super::settings::{Pin, Settings};
 use super::value::Value;
 use crate::rule::Fit;
@@ -66,10 +67,10 @@ impl ColumnType {
         self.fit == Fit::Opaque
     }
 
-    /// Whether it is a domain with CHECK or NOT NULL.
+    /// Whether it is a domain with CHECK or NOT NULL, or over one. Told by the catalogs: PostgreSQL's own function for it plans
+    /// the CHECKs, and so runs code.
     pub fn has_domain_constraints(&self) -> bool {
-        // SAFETY: the type exists, see `new`.
-        self.base != self.oid && unsafe { pg_sys::DomainHasConstraints(self.oid) }
+        self.base != self.oid && made_of(self.oid).into_iter().any(lookup::is_constrained_domain)
     }
 
     /// The types that it is made of and that are not built in: itself, and below a domain what that is over.
