@@ -10,7 +10,7 @@ create event trigger pg_zdd_guard on ddl_command_end
 when tag in (
     'CREATE TABLE', 'ALTER TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA',
     'CREATE SCHEMA', 'ALTER SCHEMA', 'CREATE TRIGGER', 'ALTER TRIGGER', 'CREATE FUNCTION', 'ALTER FUNCTION',
-    'ALTER ROUTINE', 'ALTER TYPE', 'ALTER DOMAIN', 'ALTER COLLATION', 'ALTER OPERATOR', 'REVOKE', 'REASSIGN OWNED'
+    'ALTER ROUTINE', 'ALTER TYPE', 'ALTER DOMAIN', 'ALTER COLLATION', 'ALTER OPERATOR', 'REVOKE'
 )
 execute function zdd.guard();
 create event trigger pg_zdd_guard_drop on sql_drop execute function zdd.guard();

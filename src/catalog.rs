@@ -889,18 +889,6 @@ pub fn live_workers_beside(id: i64) -> Result<LiveWorkers, Error> {
     found.into_iter().next().ok_or_else(|| Error::Spi("no count of workers".into()))
 }
 
-/// The active changes one of whose tables has another owner than who began it.
-pub fn with_other_owner() -> Result<Vec<Change>, Error> {
-    let sql = format!(
-        "{ACTIVE} join zdd.guarded as g on g.change_id = c.id
-         where c.relation is not null and exists (
-             with recursive tree (oid) as (
-                 select c.relation::oid union select i.inhrelid from pg_inherits as i join tree on i.inhparent = tree.oid)
-             select from tree join pg_class as t on t.oid = tree.oid and t.relowner <> g.owner)"
-    );
-    read(&sql, &[], change)
-}
-
 /// The change that has waited for longest for a first background worker.
 pub fn longest_waiting() -> Result<Option<Change>, Error> {
     let sql = format!(
@@ -946,11 +934,14 @@ pub fn become_finisher(id: i64) -> Option<SessionLock> {
     SessionLock::take(FINISHER, id as u32)
 }
 
-/// Notes what whoever has this place does, and what they wait for, if anything.
+/// Notes what whoever has this place does, and what they wait for, if anything. Nothing is noted while somebody else changes
+/// the change, or once it is over.
 pub fn set_doing(slot: &Slot, doing: &str, waiting_for: Option<&str>) -> Result<(), Error> {
     execute(
         "insert into zdd.worker as w (change_id, slot, pid, doing, waiting_for, waiting_since)
-         values ($1, $2, pg_backend_pid(), $3, $4, case when $4 is not null then clock_timestamp() end)
+         select $1, $2, pg_backend_pid(), $3, $4, case when $4 is not null then clock_timestamp() end
+         from (
+             select from zdd.change as c where c.id = $1 and c.relation is not null for share skip locked) as active
          on conflict (change_id, slot) do update set pid = excluded.pid, doing = excluded.doing,
              waiting_for = excluded.waiting_for,
              waiting_since = case when w.waiting_for is not distinct from excluded.waiting_for and w.pid = excluded.pid
@@ -979,7 +970,10 @@ pub fn set_error(id: i64, message: &str, hint: Option<&str>) -> Result<(), Error
 /// Notes how far a backfill is, for its speed over the last minute.
 pub fn add_sample(id: i64, remaining: &Remaining) -> Result<(), Error> {
     execute(
-        "insert into zdd.sample (change_id, at, rows_split, blocks_done) values ($1, clock_timestamp(), $2, $3)
+        "insert into zdd.sample (change_id, at, rows_split, blocks_done)
+         select $1, clock_timestamp(), $2, $3
+         from (
+             select from zdd.change as c where c.id = $1 and c.relation is not null for share skip locked) as active
          on conflict do nothing",
         &[id.into(), (remaining.rows as i64).into(), (remaining.blocks_done as i64).into()],
     )?;

@@ -14,7 +14,7 @@ pub struct ObjectId {
     pub oid: pg_sys::Oid,
 }
 
-/// The functions and types in expressions that are not built in.
+/// The functions, types and collations in expressions that are not built in.
 #[derive(Default)]
 pub struct UserObjects(Vec<ObjectId>);
 
@@ -54,6 +54,9 @@ unsafe extern "C-unwind" fn collect(node: *mut pg_sys::Node, context: *mut core:
         let found = &mut *context.cast::<UserObjects>();
         if tag(node) != NodeTag::T_List {
             made_of(pg_sys::exprType(node)).into_iter().for_each(|oid| found.add(pg_sys::TypeRelationId, oid));
+        }
+        if tag(node) == NodeTag::T_CollateExpr {
+            found.add(pg_sys::CollationRelationId, (*node.cast::<pg_sys::CollateExpr>()).collOid);
         }
         pg_sys::check_functions_in_node(node, Some(collect_function), context);
         walk_children(node, collect, context)

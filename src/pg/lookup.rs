@@ -63,7 +63,7 @@ pub fn rule_owner(id: i64) -> Option<pg_sys::Oid> {
 }
 
 const CONSTRAINT: u32 = 2606;
-const CONSTRAINT_BY_TYPE: u32 = 2667;
+const CONSTRAINT_BY_TYPE: u32 = 2666;
 
 /// Whether a type is a domain that is NOT NULL or has a CHECK of its own.
 pub fn is_constrained_domain(oid: pg_sys::Oid) -> bool {

@@ -227,12 +227,6 @@ impl EventTrigger {
         }
     }
 
-    /// Whether the statement is REASSIGN OWNED, which does not tell event triggers what it has touched.
-    pub fn reassigns_owned(&self) -> bool {
-        // SAFETY: the statement is a parse tree, whose tag tells its kind.
-        unsafe { tag((*self.data).parsetree) == pg_sys::NodeTag::T_ReassignOwnedStmt }
-    }
-
     /// What a REVOKE takes rights on away: functions, and schemas for all that is in them. PostgreSQL does not tell event
     /// triggers.
     pub fn revoked(&self) -> Vec<ObjectId> {

@@ -181,7 +181,8 @@ fn backfill_of_a_table_that_was_given_away() {
 /// A split of a table of the victim that must be refused for whose objects it uses.
 fn refused(victim: &mut Session, table: &str, source: &str, rule: &str, accepted: &mut Vec<String>) {
     match victim.attempt(&format!("SELECT zdd.split_column('shop.{table}', '{source}', {rule})")) {
-        Err(error) if error.contains("(42501)") => {}
+        // Or for another reason already: PostgreSQL writes enums by a function that is not immutable.
+        Err(error) if error.contains("(42501)") || error.contains("(42P17)") => {}
         Err(error) => accepted.push(format!("{rule}: {error}")),
         Ok(()) => {
             accepted.push(format!("{source}: {rule}"));
