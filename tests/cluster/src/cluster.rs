@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres::{Client, Config, NoTls};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, kill_process, prlimit};
 
 use crate::{Error, Result};
 
@@ -146,6 +146,15 @@ impl Cluster {
         start.args(["start", "-w", "-s", "-t", "120", "-D"]).arg(self.pgdata());
         start.arg("-l").arg(self.log());
         self.run(&mut start).map_err(|e| format!("{e}\n{}", self.log_tail(20)).into())
+    }
+
+    /// Limits the address space of every process that the running server starts from now on, to so many bytes.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let pid_file = std::fs::read_to_string(self.pgdata().join("postmaster.pid"))?;
+        let pid = pid_file.lines().next().and_then(|line| line.parse().ok()).ok_or("no process id")?;
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(Pid::from_raw(pid), Resource::As, limit)?;
+        Ok(())
     }
 
     pub fn stop(&self, how: Stop) -> Result<()> {
