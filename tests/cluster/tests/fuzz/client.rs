@@ -8,7 +8,7 @@ use pg_zdd_cluster::Cluster;
 use pg_zdd_cluster::fastrand::Rng;
 use pg_zdd_cluster::postgres::{Client, Error, NoTls};
 
-use crate::judge::Judge;
+use crate::judge::{Failure, Judge};
 use crate::statements::{self, Statement};
 use crate::values::chance;
 use crate::world::{DATABASE, Function, Role, Slot, Snapshot, rows};
@@ -148,21 +148,19 @@ impl<'s, 'c> Talker<'s, 'c> {
             && chance(&mut self.rng, 25);
         let before = if watched { state(&mut line.client) } else { None };
         self.stage.judge.begins(line.pid, sql);
+        let start = Instant::now();
         let result = match &statement.copy {
             Some(lines) => copy(&mut line.client, sql, lines),
             // The extended protocol takes one statement at a time.
             None if !sql.contains(';') && chance(&mut self.rng, 25) => line.client.query(sql, &[]).map(drop),
             None => line.client.simple_query(sql).map(drop),
         };
-        let error = result.as_ref().err().map(|error| match error.as_db_error() {
-            Some(error) => (error.code().code().to_owned(), error.message().to_owned()),
-            None => ("-----".to_owned(), error.to_string()),
-        });
-        let error = error.as_ref().map(|(state, message)| (state.as_str(), message.as_str()));
-        self.stage.judge.ended(&statement.kind, error);
+        let failure = result.as_ref().err().map(Failure::of);
+        self.stage.judge.ended(line.pid, &statement.kind, failure.as_ref(), start.elapsed());
+        let error = failure.as_ref().map(|failure| failure.state.as_str());
         if error.is_none() && statement.kind.starts_with("zdd._") && line.role != Role::Superuser {
-            let title = format!("{} answers {}", statement.kind, line.role.name());
-            self.stage.judge.finds(&title, sql);
+            let title = format!("{} answers those who are no superuser", statement.kind);
+            self.stage.judge.finds(&title, &format!("{}: {sql}", line.role.name()));
         }
         match error {
             None if sql.starts_with("BEGIN") && !sql.contains(';') => line.inside = true,
@@ -174,7 +172,7 @@ impl<'s, 'c> Talker<'s, 'c> {
                 let _ = line.client.batch_execute("ROLLBACK");
                 line.inside = false;
             }
-            Some(("25P02", _)) if !line.inside => {
+            Some("25P02") if !line.inside => {
                 let _ = line.client.batch_execute("ROLLBACK");
             }
             _ => {}

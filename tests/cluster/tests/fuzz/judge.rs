@@ -4,11 +4,17 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Internal errors that PostgreSQL itself raises when sessions do DDL on the same things at once, and why.
+use pg_zdd_cluster::postgres::Error;
+use pg_zdd_cluster::postgres::error::ErrorPosition;
+
+/// Internal errors and warnings that are PostgreSQL's own, and why.
 const OF_POSTGRESQL: &[(&str, &str)] = &[
     ("tuple concurrently updated", "two sessions write one row of a system catalog"),
     ("tuple concurrently deleted", "the same, and one of them deletes it"),
+    ("cannot rename trigger", "that of a partition; the error has no SQLSTATE"),
+    ("you don't own a lock of type ExclusiveLock", "an owner's function has called pg_advisory_unlock_all"),
 ];
 
 /// What the server warns of when a backend has not given back what it took.
@@ -36,6 +42,74 @@ const EARLY: &[&str] = &[
     "42P18", "42804",
 ];
 
+/// An error as the client sees it.
+pub struct Failure {
+    pub state: String,
+    pub message: String,
+    context: String,
+    /// Whether pg_zdd has raised it, rather than PostgreSQL.
+    is_ours: bool,
+    /// The query that it is about, when that is not the client's.
+    query: Option<String>,
+}
+
+impl Failure {
+    pub fn of(error: &Error) -> Failure {
+        let Some(db) = error.as_db_error() else {
+            let none = String::new;
+            return Failure {
+                state: "-----".into(),
+                message: error.to_string(),
+                context: none(),
+                is_ours: false,
+                query: None,
+            };
+        };
+        let query = match db.position() {
+            Some(ErrorPosition::Internal { query, .. }) => Some(query.clone()),
+            _ => None,
+        };
+        Failure {
+            state: db.code().code().to_owned(),
+            message: db.message().to_owned(),
+            context: db.where_().unwrap_or_default().to_owned(),
+            is_ours: db.routine() == Some("pg_zdd"),
+            query,
+        }
+    }
+
+    /// What is wrong with it, if it is not one that its statement may give.
+    fn fault(&self, kind: &str) -> Option<String> {
+        let Failure { state, message, context, .. } = self;
+        let is_interrupt = ["57", "53", "54"].iter().any(|class| state.starts_with(class));
+        // What the owners' own functions do is their business.
+        let is_mischief = context.contains("mischief(") || message.contains("mischief(");
+        if !is_interrupt && context.contains("zdd.guard()") && !OF_THE_GUARD.contains(&state.as_str()) {
+            return Some(format!("the guard fails with {state}: {message}"));
+        }
+        if !is_mischief && OWN_SQL.contains(&state.as_str()) && kind.starts_with("zdd.") {
+            let query = self.query.as_deref().filter(|query| !query.contains("zdd.\""))?;
+            return Some(format!("{kind} runs SQL that is not right, {state}: {message}: {}", shortened(query, 300)));
+        }
+        let is_dml = kind.chars().all(|c| c.is_ascii_uppercase());
+        if is_dml && self.is_ours && !is_interrupt && !is_mischief && !OF_WRITES.contains(&state.as_str()) {
+            let what = message.split(" table ").next().unwrap_or_default();
+            return Some(format!("a write fails with {state}: {what}"));
+        }
+        None
+    }
+}
+
+/// What the parser says of SQL that was put together wrongly, or for another search_path.
+const OWN_SQL: &[&str] = &["42601", "42703", "42P01", "42883", "42702", "42725", "42P02", "42804", "22021"];
+
+/// What the guard may answer: that a change would break, that a trigger is not one of ours or comes too late, and to a
+/// serializable transaction.
+const OF_THE_GUARD: &[&str] = &["55006", "42501", "42P16", "40001"];
+
+/// What pg_zdd may answer to those who write: a policy, NOT NULL, and a value that does not fit.
+const OF_WRITES: &[&str] = &["23514", "23502", "22001", "42501"];
+
 /// Something that must not happen.
 struct Finding {
     count: u64,
@@ -54,7 +128,8 @@ struct Calls {
 #[derive(Default)]
 struct Notes {
     findings: BTreeMap<String, Finding>,
-    statements: BTreeMap<String, (u64, u64)>,
+    /// How many of each kind, how many of them have succeeded, and how long they took in all.
+    statements: BTreeMap<String, (u64, u64, Duration)>,
     calls: BTreeMap<String, Calls>,
     sqlstates: BTreeMap<String, u64>,
     /// One error of each kind of statement and SQLSTATE.
@@ -76,7 +151,7 @@ impl Judge {
 
     /// A backend is about to run a statement.
     pub fn begins(&self, pid: i32, sql: &str) {
-        const KEPT: usize = 30;
+        const KEPT: usize = 15;
         let mut notes = self.notes();
         let history = notes.histories.entry(pid).or_default();
         if history.len() == KEPT {
@@ -85,12 +160,17 @@ impl Judge {
         history.push_back(shortened(sql, 1500));
     }
 
-    /// A statement has ended, with this SQLSTATE and message unless it has succeeded.
-    pub fn ended(&self, kind: &str, error: Option<(&str, &str)>) {
+    /// A statement has ended, with this error unless it has succeeded.
+    pub fn ended(&self, pid: i32, kind: &str, failure: Option<&Failure>, took: Duration) {
+        if let Some(title) = failure.and_then(|failure| failure.fault(kind)) {
+            self.finds(&title, &self.history(pid));
+        }
+        let error = failure.map(|failure| (failure.state.as_str(), failure.message.as_str()));
         let mut notes = self.notes();
         let count = notes.statements.entry(kind.to_owned()).or_default();
         count.0 += 1;
         count.1 += u64::from(error.is_none());
+        count.2 += took;
         let state = error.map_or("00000", |(state, _)| state);
         *notes.sqlstates.entry(state.to_owned()).or_default() += 1;
         if let Some(function) = kind.strip_prefix("zdd.") {
@@ -112,10 +192,11 @@ impl Judge {
 
     /// Something must not have happened. Findings of one title are one.
     pub fn finds(&self, title: &str, example: &str) {
+        // Told at once: the test may not come to its end.
         let title = shortened(&general(title), 200);
         let mut notes = self.notes();
         let finding = notes.findings.entry(title.clone()).or_insert_with(|| {
-            println!("FOUND {title}\n{example}\n");
+            println!("found: {title}");
             Finding { count: 0, example: example.to_owned() }
         });
         finding.count += 1;
@@ -136,9 +217,10 @@ impl Judge {
     /// Says what was done.
     pub fn report(&self) {
         let notes = self.notes();
-        println!("\nstatements (succeeded of all):");
-        for (kind, (all, succeeded)) in &notes.statements {
-            println!("  {succeeded:>7} of {all:>7}  {kind}");
+        let all: u64 = notes.statements.values().map(|count| count.0).sum();
+        println!("\n{all} statements (succeeded of all, mean time):");
+        for (kind, (all, succeeded, took)) in &notes.statements {
+            println!("  {succeeded:>7} of {all:>7} {:>6} ms  {kind}", took.as_millis() / u128::from(*all));
         }
         println!("\nfunctions:   succeeded  failed later  refused at once");
         for (name, calls) in &notes.calls {
@@ -261,8 +343,9 @@ impl Message {
         // The SQLSTATE comes between the severity and the text.
         let (severity, rest) = self.head.split_once(":  ").unwrap_or(("", &self.head));
         let (state, text) = rest.split_once(": ").unwrap_or(("", rest));
-        let is_internal = state.starts_with("XX") && !OF_POSTGRESQL.iter().any(|(known, _)| text.contains(known));
-        let is_leak = severity == "WARNING" && LEAKS.iter().any(|words| text.contains(words));
+        let is_known = OF_POSTGRESQL.iter().any(|(known, _)| text.contains(known));
+        let is_internal = state.starts_with("XX") && !is_known;
+        let is_leak = severity == "WARNING" && !is_known && LEAKS.iter().any(|words| text.contains(words));
         let is_crash = severity == "PANIC"
             || (severity == "LOG" && text.contains("terminated by signal"))
             || (severity == "LOG" && text.contains("exited with exit code") && !text.ends_with("exit code 1"))
@@ -293,6 +376,7 @@ fn general(message: &str) -> String {
             quoted = !quoted;
             text.push(c);
         } else if !quoted {
+            // SQLSTATEs are in what they are.
             if !c.is_ascii_digit() {
                 text.push(c);
             } else if !number {

@@ -43,11 +43,11 @@ pub fn call(rng: &mut Rng, function: &Function, now: &Snapshot, role: Role) -> S
     }
     let call = format!("zdd.{}({})", ident(&function.name), arguments.join(", "));
     let kind = format!("zdd.{}", function.name);
-    Statement::new(kind, if function.is_procedure { format!("CALL {call}") } else { wrapped(rng, &call, role) })
+    Statement::new(kind, if function.is_procedure { format!("CALL {call}") } else { wrapped(rng, &call) })
 }
 
 /// A call of a function, in one of the places where it can stand.
-fn wrapped(rng: &mut Rng, call: &str, role: Role) -> String {
+fn wrapped(rng: &mut Rng, call: &str) -> String {
     match rng.u8(..24) {
         0 => format!("EXPLAIN ANALYZE SELECT {call}"),
         1 => format!("EXPLAIN (VERBOSE) SELECT * FROM {call}"),
@@ -64,9 +64,7 @@ fn wrapped(rng: &mut Rng, call: &str, role: Role) -> String {
         12 => format!("BEGIN; SAVEPOINT s; SELECT {call}; ROLLBACK TO s; SELECT {call}; COMMIT"),
         13 => format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT {call}; COMMIT"),
         14 => format!("BEGIN READ ONLY; SELECT {call}; COMMIT"),
-        15 if role.owns_tables() => {
-            format!("SELECT * FROM {}.sly(0, 'x') AS v, LATERAL (SELECT {call}) AS l", role.schema())
-        }
+        15 => format!("SELECT * FROM (VALUES (1), (2)) AS v, LATERAL (SELECT {call}) AS l"),
         16 | 17 => format!("SELECT * FROM {call}"),
         _ => format!("SELECT {call}"),
     }
@@ -77,8 +75,11 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     let kind = format!("zdd.{function}");
     let own = now.tables_of(role);
     let of: Vec<&Table> = if own.is_empty() || chance(rng, 10) { now.tables.iter().collect() } else { own };
-    let of: Vec<&Table> =
-        if chance(rng, 90) { of.iter().copied().filter(|table| matches!(table.kind, 'r' | 'p')).collect() } else { of };
+    let of: Vec<&Table> = if chance(rng, 90) {
+        of.iter().copied().filter(|table| matches!(table.kind, 'r' | 'p') && !table.is_partition).collect()
+    } else {
+        of
+    };
     if of.is_empty() {
         return Statement::new(kind, format!("SELECT zdd.{function}(NULL, NULL, NULL)"));
     }
@@ -93,8 +94,9 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     ];
     let mischief = |rng: &mut Rng, value: &str| {
         let kind = some_mischief(rng);
-        let function = one(rng, &["evil", "sly", "evil", "short"]);
+        let function = one(rng, &["evil", "sly", "evil", "short", "recurse"]);
         match function {
+            "recurse" => format!("{schema}.recurse({}, {value}::text)", lit(&table.name)),
             "short" => format!("{schema}.short({value}::text)"),
             _ => format!("{schema}.{function}({kind}, {value}::text)"),
         }
@@ -158,8 +160,10 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
             arguments.push(("split_sql", format!("ARRAY[{}]", expressions.join(", "))));
         }
     }
+    // A delimiter joins too.
+    let joins = if arguments[3].0 == "delimiter" { 10 } else { 8 };
     let quoted: Vec<String> = targets.iter().map(|name| ident(name)).collect();
-    match rng.u8(..10) {
+    match rng.u8(..joins) {
         0..5 => {
             let escape = |name: &String| {
                 name.chars().fold(String::new(), |text, c| {
@@ -220,7 +224,7 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     let list: Vec<String> = arguments.iter().map(|(name, value)| format!("\"{name}\" => {value}")).collect();
     let call = format!("zdd.{function}({})", list.join(", "));
     let sql = match rng.u8(..12) {
-        0 => wrapped(rng, &call, role),
+        0 => wrapped(rng, &call),
         _ => format!("SELECT * FROM {call}"),
     };
     Statement::new(kind, sql)
@@ -505,7 +509,7 @@ pub fn ddl(rng: &mut Rng, now: &Snapshot, slots: &[Slot], role: Role) -> Stateme
         "CREATE INDEX {n} ON {t} ({c}, {c2})",
         "REINDEX TABLE {t}",
         "REINDEX TABLE CONCURRENTLY {t}",
-        "CREATE STATISTICS ON {c}, {c2} FROM {t}",
+        "CREATE STATISTICS {s}.{n} ON {c}, {c2} FROM {t}",
         "CLUSTER {t}",
         "VACUUM (FULL) {t}",
         "VACUUM (FREEZE, ANALYZE) {t}",
@@ -559,8 +563,8 @@ pub fn ddl(rng: &mut Rng, now: &Snapshot, slots: &[Slot], role: Role) -> Stateme
         "ALTER FUNCTION {s}.sly(int, text) RESET ALL",
         "DROP FUNCTION {s}.sly(int, text)",
         "DROP FUNCTION {s}.sly(int, text) CASCADE",
-        "ALTER DOMAIN {s}.plain ADD CONSTRAINT {n} CHECK ({s}.sly({k}, VALUE) IS NOT NULL) NOT VALID",
-        "ALTER DOMAIN {s}.plain DROP CONSTRAINT {n}",
+        "ALTER DOMAIN {s}.plain_text ADD CONSTRAINT {n} CHECK ({s}.sly({k}, VALUE) IS NOT NULL) NOT VALID",
+        "ALTER DOMAIN {s}.plain_text DROP CONSTRAINT {n}",
         "ALTER DOMAIN {s}.fussy DROP NOT NULL",
         "ALTER TYPE {s}.mood ADD VALUE IF NOT EXISTS {l}",
         "ALTER TYPE {s}.mood RENAME VALUE 'ok' TO 'fine'",
@@ -570,7 +574,7 @@ pub fn ddl(rng: &mut Rng, now: &Snapshot, slots: &[Slot], role: Role) -> Stateme
         "CREATE TABLE {s}.{n} AS SELECT * FROM {t}",
         "CREATE TEMP TABLE address AS SELECT 1 AS street",
         "ALTER ROLE {o_name} SET search_path = {s}, pg_catalog",
-        "ALTER ROLE {o_name} SET standard_conforming_strings = off",
+        "ALTER ROLE {o_name} SET standard_conforming_strings = 1",
         "ALTER ROLE {o_name} SET lock_timeout = '1ms'",
         "ALTER ROLE {o_name} RESET ALL",
         "ALTER ROLE {o_name} RESET ALL",
@@ -621,7 +625,6 @@ pub fn administer(rng: &mut Rng, now: &Snapshot, role: Role) -> Statement {
         "ALTER TABLE {t} OWNER TO heir",
         "BEGIN; ALTER TABLE {t} OWNER TO owner_b; ROLLBACK",
         "DROP EXTENSION pg_zdd",
-        "CREATE EXTENSION pg_zdd",
         "ALTER EXTENSION pg_zdd UPDATE",
         "REVOKE EXECUTE ON FUNCTION zdd.sync() FROM PUBLIC; GRANT EXECUTE ON FUNCTION zdd.sync() TO PUBLIC",
         "GRANT CREATE ON SCHEMA zdd TO owner_a; REVOKE CREATE ON SCHEMA zdd FROM owner_a",
@@ -634,7 +637,7 @@ pub fn administer(rng: &mut Rng, now: &Snapshot, role: Role) -> Statement {
     ];
     const DATABASE_OWNER: &[&str] = &[
         "ALTER DATABASE fuzz SET search_path = shop, pg_catalog",
-        "ALTER DATABASE fuzz SET quote_all_identifiers = on",
+        "ALTER DATABASE fuzz SET quote_all_identifiers = off",
         "ALTER DATABASE fuzz SET default_transaction_isolation = serializable",
         "ALTER DATABASE fuzz SET zdd.lock_patience = 0",
         "ALTER DATABASE fuzz SET bytea_output = escape",
@@ -694,9 +697,9 @@ pub fn trespass(rng: &mut Rng, now: &Snapshot) -> Statement {
 pub fn setting(rng: &mut Rng, role: Role) -> Statement {
     let schema = if role.owns_tables() { role.schema() } else { "shop" };
     const SETTINGS: &[&str] = &[
-        "SET standard_conforming_strings = off",
+        "SET standard_conforming_strings = 1",
         "SET standard_conforming_strings = on",
-        "SET quote_all_identifiers = on",
+        "SET quote_all_identifiers = off",
         "SET backslash_quote = off",
         "SET search_path = {s}, pg_catalog",
         "SET search_path = ''",
@@ -716,8 +719,7 @@ pub fn setting(rng: &mut Rng, role: Role) -> Statement {
         "SET client_min_messages = debug1",
         "SET client_min_messages = error",
         "SET default_transaction_isolation = 'serializable'",
-        "SET default_transaction_read_only = on",
-        "SET default_transaction_read_only = off",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
         "SET check_function_bodies = off",
         "SET enable_seqscan = off",
         "SET enable_tidscan = off",
@@ -733,8 +735,7 @@ pub fn setting(rng: &mut Rng, role: Role) -> Statement {
         "SET vacuum_cost_delay = 1",
         "SET application_name = E'fuzz it''s \"$1\" \\n'",
         "SET application_name = 'pg_dump'",
-        "SET client_encoding = 'LATIN1'",
-        "SET client_encoding = 'UTF8'",
+        "SET client_encoding = 'LATIN1'; SET client_encoding = 'UTF8'",
         "SET zdd.lock_timeout = '1ms'",
         "SET zdd.lock_patience = 0",
         "SET zdd.max_source_length = '1kB'",

@@ -270,7 +270,7 @@ pub fn columns(rng: &mut Rng, role: Role) -> (String, Vec<String>) {
         "numeric(5,2)",
         "citext",
         "text COLLATE \"C\"",
-        "{s}.plain",
+        "{s}.plain_text",
         "{s}.fussy",
         "{s}.mood",
         "text COLLATE {s}.nocase",

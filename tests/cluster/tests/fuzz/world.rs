@@ -21,9 +21,6 @@ pub enum Role {
 }
 
 impl Role {
-    pub const ALL: [Role; 6] =
-        [Role::Superuser, Role::DatabaseOwner, Role::OwnerA, Role::OwnerB, Role::App, Role::Stranger];
-
     pub fn name(self) -> &'static str {
         match self {
             Role::Superuser => "postgres",
@@ -45,11 +42,6 @@ impl Role {
             Role::OwnerB => r#""We.ird ""$1::tid"" ü""#,
             _ => "shop",
         }
-    }
-
-    /// One of the owners.
-    pub fn any_owner(rng: &mut Rng) -> Role {
-        if rng.u8(..5) < 3 { Role::OwnerA } else { Role::OwnerB }
     }
 }
 
@@ -100,7 +92,7 @@ pub const MISCHIEF: u32 = 48;
 /// the server's log when it finds itself in a role whose rights its owner has no claim to.
 pub fn toolbox(owner: Role) -> String {
     const SQL: &str = r#"
-        CREATE DOMAIN {s}.plain AS text;
+        CREATE DOMAIN {s}.plain_text AS text;
         CREATE DOMAIN {s}.fussy AS text CHECK (VALUE <> 'x' AND length(VALUE) < 1000);
         CREATE TYPE {s}.mood AS ENUM ('sad', 'ok', 'it''s "happy"');
         CREATE TYPE {s}.pair AS (a text, b int);
@@ -163,8 +155,8 @@ pub fn toolbox(owner: Role) -> String {
                 END LOOP;
             WHEN 27 THEN PERFORM set_config('zdd.guard', 'off', false);
             WHEN 28 THEN
-                PERFORM set_config('standard_conforming_strings', 'off', false);
-                PERFORM set_config('quote_all_identifiers', 'on', false);
+                PERFORM set_config('standard_conforming_strings', 'on', false);
+                PERFORM set_config('quote_all_identifiers', 'off', false);
             WHEN 29 THEN PERFORM count(*) FROM zdd.progress, zdd.usage, zdd.workers, zdd.events;
             WHEN 30 THEN PERFORM {s}.mischief(30, value);
             WHEN 31 THEN EXECUTE format('DROP TABLE %s CASCADE', victim);
@@ -213,6 +205,21 @@ pub fn toolbox(owner: Role) -> String {
             RETURN {s}.mischief(kind, value);
         EXCEPTION WHEN others THEN
             RETURN value;
+        END
+        $f$;
+        -- Writes to the very table whose rows it is called for.
+        CREATE FUNCTION {s}.write_to(target text, value text) RETURNS text LANGUAGE plpgsql AS $f$
+        BEGIN
+            IF pg_trigger_depth() < 3 THEN
+                EXECUTE format('UPDATE %s SET (street, note) = ROW(street || %L, note)
+                    WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$s LIMIT 2))', target, repeat('y', 500));
+            END IF;
+            RETURN value;
+        END
+        $f$;
+        CREATE FUNCTION {s}.recurse(target text, value text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $f$
+        BEGIN
+            RETURN {s}.write_to(target, value);
         END
         $f$;
         CREATE FUNCTION {s}.short(value text) RETURNS text IMMUTABLE LANGUAGE sql AS $f$
@@ -346,9 +353,9 @@ const RECIPES: &[&str] = &[
          (0.00000000000000000000000000000000000001, 'Elm 4'), ('Infinity', 'Elm  5'), (1e130000, 'x')",
     // Keys in jsonb, deep and large, and of bytes.
     "CREATE TABLE {t} (id jsonb, b bytea, f float8, street text, note text, PRIMARY KEY (id, b, f));
-     INSERT INTO {t} VALUES ((repeat('[', 3000) || repeat(']', 3000))::jsonb, '\\xff00', 'NaN', 'Elm 1'),
+     INSERT INTO {t} VALUES ((repeat('[', 600) || repeat(']', 600))::jsonb, '\\xff00', 'NaN', 'Elm 1'),
          ('{\"a\": 1e500, \"b\": \"\\u00e9\"}', '', '-Infinity', 'Elm  2'), ('null', '\\x', 1e-300, 'Elm'),
-         ((repeat('{\"a\":', 500) || '1' || repeat('}', 500))::jsonb, '', 0, '')",
+         ((repeat('{\"a\":', 250) || '1' || repeat('}', 250))::jsonb, '', 0, '')",
     // Names of columns.
     "CREATE TABLE {t} (\"id $1\" int PRIMARY KEY, \"it's \"\"quoted\"\"\" text, \"a.b\" varchar(40), \"$1::tid\" text,
          \"sixty_three_bytes_long_name_that_leaves_no_room_for_anything_mo\" text, \"{b}[\" text, \"ü 🐘\" text, note text);
@@ -373,7 +380,7 @@ const RECIPES: &[&str] = &[
      INSERT INTO {t_1} SELECT i, 'Oak ' || i, 'n' FROM generate_series(1, {rows}) AS i;
      INSERT INTO {t_3} SELECT i, 'Ash  ' || i, 'n' FROM generate_series(1, {rows}) AS i",
     // Types that are not plain text.
-    "CREATE TABLE {t} (id serial PRIMARY KEY, street {s}.plain, fussy {s}.fussy, mood {s}.mood, pair {s}.pair,
+    "CREATE TABLE {t} (id serial PRIMARY KEY, street {s}.plain_text, fussy {s}.fussy, mood {s}.mood, pair {s}.pair,
          span {s}.span, fixed char(12), tiny varchar(3), number int, big numeric, data bytea, doc jsonb, at timestamptz,
          list text[], note text);
      INSERT INTO {t} (street, fussy, mood, pair, span, fixed, tiny, number, big, data, doc, at, list)
@@ -433,7 +440,7 @@ const RECIPES: &[&str] = &[
     "CREATE TABLE {t} (id int PRIMARY KEY, street text, note text);
      INSERT INTO {t} SELECT i, 'Elm ' || i, 'n' FROM generate_series(1, {rows}) AS i;
      CREATE VIEW {t_v} AS SELECT * FROM {t};
-     CREATE STATISTICS ON street, note FROM {t}; CREATE INDEX ON {t} (street, note);
+     CREATE STATISTICS {t_1} ON street, note FROM {t}; CREATE INDEX ON {t} (street, note);
      CREATE UNIQUE INDEX ON {t} (id) INCLUDE (street)",
     // Many columns, many of them dropped.
     "DO $$ BEGIN EXECUTE format('CREATE TABLE %s (id int, %s, street text, note text)', $q${t}$q$,
@@ -463,7 +470,11 @@ pub fn slots() -> Vec<Slot> {
             [Role::OwnerA, Role::OwnerB].map(|owner| {
                 let shift = if owner == Role::OwnerA { 0 } else { 5 };
                 let base = NAMES[(number + shift) % NAMES.len()];
-                let name = if number < NAMES.len() { base.to_owned() } else { format!("{number} {}", &base[..1]) };
+                let name = if number < NAMES.len() {
+                    base.to_owned()
+                } else {
+                    format!("{number} {}", base.chars().take(3).collect::<String>())
+                };
                 Slot { owner, table: format!("{}.{}", owner.schema(), ident(&name)), recipe }
             })
         })
@@ -487,6 +498,7 @@ pub struct Table {
     pub name: String,
     pub owner: String,
     pub kind: char,
+    pub is_partition: bool,
     pub columns: Vec<Column>,
 }
 
@@ -513,8 +525,8 @@ impl Snapshot {
         const SEPARATORS: [char; 2] = ['\x1e', '\x1d'];
         let tables = rows(
             client,
-            r"SELECT c.oid, format('%I.%I', n.nspname, c.relname), r.rolname, c.relkind, string_agg(concat_ws(E'\x1d',
-                quote_ident(a.attname), a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated || a.attidentity),
+            r"SELECT c.oid, format('%I.%I', n.nspname, c.relname), r.rolname, c.relkind::text || c.relispartition::text, string_agg(concat_ws(E'\x1d',
+                quote_ident(a.attname), a.attname, format_type(a.atttypid, a.atttypmod), concat(a.attgenerated, a.attidentity)),
                 E'\x1e' ORDER BY a.attnum)
             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_roles AS r ON r.oid = c.relowner
             JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -555,6 +567,7 @@ impl Snapshot {
                     name: row[1].clone(),
                     owner: row[2].clone(),
                     kind: row[3].chars().next().unwrap_or('r'),
+                    is_partition: row[3].ends_with("true"),
                     columns: row[4].split(SEPARATORS[0]).map(column).collect(),
                 })
                 .collect(),
