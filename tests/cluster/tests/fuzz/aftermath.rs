@@ -1,5 +1,7 @@
 //! When all have gone: every change is given up, and what is left behind shows.
 
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
 use pg_zdd_cluster::postgres::{Client, NoTls};
@@ -7,7 +9,7 @@ use pg_zdd_cluster::{Cluster, describe, wait_until};
 
 use crate::judge::Judge;
 use crate::values::lit;
-use crate::world::{DATABASE, rows};
+use crate::world::{DATABASE, RESTORED, rows};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -53,7 +55,9 @@ const LEFT_BEHIND: &[(&str, &str)] = &[
 pub fn clean_up(cluster: &Cluster, judge: &Judge) {
     let connect = || {
         let mut config = cluster.config(DATABASE, "postgres", "aftermath");
-        config.options("-c statement_timeout=120s -c search_path=pg_catalog");
+        config.options(
+            "-c statement_timeout=120s -c search_path=pg_catalog -c default_transaction_isolation=read\\ committed",
+        );
         config.connect(NoTls).map_err(|e| describe(&e).into())
     };
     // A crash may have been last.
@@ -65,6 +69,7 @@ pub fn clean_up(cluster: &Cluster, judge: &Judge) {
     .expect("a server");
     let Some(mut client) = client else { return };
     settle(&mut client, judge);
+    dump_and_restore(cluster, judge);
     give_up_changes(&mut client, judge);
     for (what, sql) in LEFT_BEHIND {
         let mut left = Vec::new();
@@ -98,6 +103,36 @@ fn settle(client: &mut Client, judge: &Judge) {
     let _ = client.batch_execute("ALTER DATABASE fuzz RESET ALL");
     let _ = client.batch_execute("ALTER ROLE owner_a RESET ALL; ALTER ROLE owner_b RESET ALL");
     let _ = client.batch_execute("CREATE EXTENSION IF NOT EXISTS pg_zdd");
+}
+
+/// A dump can be made whatever is under way, and be restored without a crash.
+fn dump_and_restore(cluster: &Cluster, judge: &Judge) {
+    let dump = match cluster.client_tool("pg_dump", DATABASE).output() {
+        Ok(output) if output.status.success() => output.stdout,
+        Ok(output) => return judge.finds("pg_dump fails", &String::from_utf8_lossy(&output.stderr)),
+        Err(error) => return judge.finds("there is no pg_dump", &error.to_string()),
+    };
+    let restored = cluster
+        .connect("postgres", "postgres", "aftermath")
+        .and_then(|mut client| Ok(client.batch_execute(&format!("CREATE DATABASE {RESTORED}"))?));
+    if let Err(error) = restored {
+        return judge.finds("no database to restore into", &error.to_string());
+    }
+    // What an owner's functions stand in the way of is not restored; there must be no other harm.
+    let mut psql = cluster.client_tool("psql", RESTORED);
+    let child =
+        psql.args(["-X", "-q", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(mut child) = child else { return judge.finds("there is no psql", "") };
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(&dump);
+    }
+    let _ = child.wait();
+    let forget = cluster
+        .connect("postgres", "postgres", "aftermath")
+        .and_then(|mut client| Ok(client.batch_execute(&format!("DROP DATABASE {RESTORED} WITH (FORCE)"))?));
+    if let Err(error) = forget {
+        judge.finds("the restored database does not go", &error.to_string());
+    }
 }
 
 fn give_up_changes(client: &mut Client, judge: &Judge) {

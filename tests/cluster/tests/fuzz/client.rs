@@ -91,7 +91,9 @@ impl<'s, 'c> Talker<'s, 'c> {
                     break;
                 }
                 let statement = self.next(&line);
-                self.say(&mut line, &statement);
+                if !self.say(&mut line, &statement) {
+                    break;
+                }
             }
         }
     }
@@ -140,7 +142,8 @@ impl<'s, 'c> Talker<'s, 'c> {
         }
     }
 
-    fn say(&mut self, line: &mut Line, statement: &Statement) {
+    /// Returns whether the connection can be used further.
+    fn say(&mut self, line: &mut Line, statement: &Statement) -> bool {
         let sql = &statement.sql;
         let watched = statement.kind.starts_with("zdd.")
             && sql.starts_with("SELECT")
@@ -158,6 +161,10 @@ impl<'s, 'c> Talker<'s, 'c> {
         let failure = result.as_ref().err().map(Failure::of);
         self.stage.judge.ended(line.pid, &statement.kind, failure.as_ref(), start.elapsed());
         let error = failure.as_ref().map(|failure| failure.state.as_str());
+        // No error of the server's: the connection is lost, or the two have lost each other.
+        if failure.as_ref().is_some_and(|failure| failure.state == Failure::LOST) {
+            return false;
+        }
         if error.is_none() && statement.kind.starts_with("zdd._") && line.role != Role::Superuser {
             let title = format!("{} answers those who are no superuser", statement.kind);
             self.stage.judge.finds(&title, &format!("{}: {sql}", line.role.name()));
@@ -184,6 +191,7 @@ impl<'s, 'c> Talker<'s, 'c> {
             let title = format!("{} has left a setting changed", statement.kind);
             self.stage.judge.finds(&title, &format!("{sql}\nbefore: {before}\nafter: {after}"));
         }
+        true
     }
 }
 

@@ -9,10 +9,13 @@ use std::time::Duration;
 use pg_zdd_cluster::postgres::Error;
 use pg_zdd_cluster::postgres::error::ErrorPosition;
 
+use crate::world::RESTORED;
+
 /// Internal errors and warnings that are PostgreSQL's own, and why.
 const OF_POSTGRESQL: &[(&str, &str)] = &[
     ("tuple concurrently updated", "two sessions write one row of a system catalog"),
     ("tuple concurrently deleted", "the same, and one of them deletes it"),
+    ("referential integrity query on", "a rule of the table's has rewritten it"),
     ("cannot rename trigger", "that of a partition; the error has no SQLSTATE"),
     ("you don't own a lock of type ExclusiveLock", "an owner's function has called pg_advisory_unlock_all"),
 ];
@@ -54,11 +57,14 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// In the place of an SQLSTATE, when the server has not said one.
+    pub const LOST: &str = "-----";
+
     pub fn of(error: &Error) -> Failure {
         let Some(db) = error.as_db_error() else {
             let none = String::new;
             return Failure {
-                state: "-----".into(),
+                state: Self::LOST.into(),
                 message: error.to_string(),
                 context: none(),
                 is_ours: false,
@@ -271,7 +277,7 @@ struct Message {
 impl Log {
     /// What the server has to be told for its log to be understood.
     pub const SETTINGS: [(&str, &str); 2] =
-        [("log_line_prefix", "%m [%p] %b/%u: "), ("log_error_verbosity", "verbose")];
+        [("log_line_prefix", "%m [%p] %b/%u@%d: "), ("log_error_verbosity", "verbose")];
 
     pub fn of(path: PathBuf) -> Log {
         Log { path, read: 0, rest: Vec::new(), open: HashMap::new(), last: 0 }
@@ -350,7 +356,8 @@ impl Message {
             || (severity == "LOG" && text.contains("terminated by signal"))
             || (severity == "LOG" && text.contains("exited with exit code") && !text.ends_with("exit code 1"))
             || self.head.contains("panicked at")
-            || self.head.contains("LOOT");
+            // Who restores a dump as a superuser runs its functions as one.
+            || (self.head.contains("LOOT") && !self.who.ends_with(RESTORED));
         if is_internal || is_leak || is_crash {
             // The postmaster tells whose end it was.
             let whose = text.split_once("(PID ").and_then(|(_, rest)| rest.split_once(')'));

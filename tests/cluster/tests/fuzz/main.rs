@@ -141,6 +141,11 @@ fn watch(stage: &Stage, scout: &mut Client) {
     if rows(scout, "SELECT FROM pg_extension WHERE extname = 'pg_zdd'").is_ok_and(|found| found.is_empty()) {
         let _ = scout.batch_execute("DROP SCHEMA IF EXISTS zdd CASCADE; CREATE EXTENSION pg_zdd");
     }
+    for row in rows(scout, "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> 'postgres'").unwrap_or_default()
+    {
+        stage.judge.finds("somebody has become superuser", &row[0]);
+        let _ = scout.batch_execute(&format!("ALTER ROLE {} NOSUPERUSER", row[0]));
+    }
     if let Ok(now) = Snapshot::take(scout) {
         *stage.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
     }

@@ -84,7 +84,9 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
         return Statement::new(kind, format!("SELECT zdd.{function}(NULL, NULL, NULL)"));
     }
     let table = of[rng.usize(..of.len())];
-    let source = source(rng, table);
+    let taken: Vec<&str> =
+        now.active().filter(|change| change.relation == table.name).map(|change| change.source.as_str()).collect();
+    let source = source(rng, table, &taken);
     let (definitions, targets) = columns(rng, role);
     let (source_sql, schema) = (source.map_or("street", |column| &column.name), role.schema());
     let mut arguments = vec![
@@ -230,10 +232,19 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     Statement::new(kind, sql)
 }
 
-fn source<'a>(rng: &mut Rng, table: &'a Table) -> Option<&'a Column> {
+/// A column to split; most of the time one that is no part of a change yet.
+fn source<'a>(rng: &mut Rng, table: &'a Table, taken: &[&str]) -> Option<&'a Column> {
     let street = table.columns.iter().find(|column| column.raw_name == "street");
-    if chance(rng, 60) && street.is_some() {
+    if chance(rng, 60) && street.is_some_and(|street| !taken.contains(&street.name.as_str())) {
         return street;
+    }
+    let text = |column: &&Column| {
+        (column.type_name.contains("text") || column.type_name.contains("char"))
+            && !taken.contains(&column.name.as_str())
+    };
+    let columns: Vec<&Column> = table.columns.iter().filter(text).collect();
+    if !columns.is_empty() && chance(rng, 80) {
+        return Some(columns[rng.usize(..columns.len())]);
     }
     let count = table.columns.len();
     (count > 0).then(|| &table.columns[rng.usize(..count)])
@@ -574,7 +585,7 @@ pub fn ddl(rng: &mut Rng, now: &Snapshot, slots: &[Slot], role: Role) -> Stateme
         "CREATE TABLE {s}.{n} AS SELECT * FROM {t}",
         "CREATE TEMP TABLE address AS SELECT 1 AS street",
         "ALTER ROLE {o_name} SET search_path = {s}, pg_catalog",
-        "ALTER ROLE {o_name} SET standard_conforming_strings = 1",
+        "ALTER ROLE {o_name} SET standard_conforming_strings = off",
         "ALTER ROLE {o_name} SET lock_timeout = '1ms'",
         "ALTER ROLE {o_name} RESET ALL",
         "ALTER ROLE {o_name} RESET ALL",
@@ -637,7 +648,7 @@ pub fn administer(rng: &mut Rng, now: &Snapshot, role: Role) -> Statement {
     ];
     const DATABASE_OWNER: &[&str] = &[
         "ALTER DATABASE fuzz SET search_path = shop, pg_catalog",
-        "ALTER DATABASE fuzz SET quote_all_identifiers = off",
+        "ALTER DATABASE fuzz SET quote_all_identifiers = on",
         "ALTER DATABASE fuzz SET default_transaction_isolation = serializable",
         "ALTER DATABASE fuzz SET zdd.lock_patience = 0",
         "ALTER DATABASE fuzz SET bytea_output = escape",
@@ -697,9 +708,9 @@ pub fn trespass(rng: &mut Rng, now: &Snapshot) -> Statement {
 pub fn setting(rng: &mut Rng, role: Role) -> Statement {
     let schema = if role.owns_tables() { role.schema() } else { "shop" };
     const SETTINGS: &[&str] = &[
-        "SET standard_conforming_strings = 1",
+        "SET standard_conforming_strings = off",
         "SET standard_conforming_strings = on",
-        "SET quote_all_identifiers = off",
+        "SET quote_all_identifiers = on",
         "SET backslash_quote = off",
         "SET search_path = {s}, pg_catalog",
         "SET search_path = ''",

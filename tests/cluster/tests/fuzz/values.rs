@@ -108,8 +108,13 @@ pub fn argument(rng: &mut Rng, function: &str, argument: &Argument, now: &Snapsh
 
 fn sensible(rng: &mut Rng, function: &str, argument: &Argument, now: &Snapshot, role: Role) -> Option<String> {
     let change = |rng: &mut Rng| {
-        let own: Vec<_> = now.active().filter(|change| change.owner == role.name()).collect();
-        let changes = if own.is_empty() || chance(rng, 15) { now.changes.iter().collect() } else { own };
+        let mut changes: Vec<_> = now.active().filter(|change| change.owner == role.name()).collect();
+        if changes.is_empty() || chance(rng, 10) {
+            changes = now.active().collect();
+        }
+        if changes.is_empty() || chance(rng, 10) {
+            changes = now.changes.iter().collect();
+        }
         (!changes.is_empty()).then(|| changes[rng.usize(..changes.len())])
     };
     let text = match (argument.name.as_str(), argument.type_name.as_str()) {
@@ -250,9 +255,11 @@ pub fn columns(rng: &mut Rng, role: Role) -> (String, Vec<String>) {
     let plain = chance(rng, 70);
     let mut names = Vec::new();
     for number in 0..count {
-        let name = if plain { ["a", "b", "c"][number] } else { NAMES[rng.usize(..NAMES.len())] };
-        if !names.iter().any(|used| used == name) {
-            names.push(name.to_owned());
+        // Not those of an earlier change.
+        let common = format!("{}{}", ["a", "b", "c"][number], rng.u8(..30));
+        let name = if plain { common } else { NAMES[rng.usize(..NAMES.len())].to_owned() };
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
     let schema = role.schema();

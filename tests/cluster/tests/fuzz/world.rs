@@ -47,6 +47,9 @@ impl Role {
 
 pub const DATABASE: &str = "fuzz";
 
+/// What a dump of it is restored into.
+pub const RESTORED: &str = "restored";
+
 /// Roles and the database, as the superuser in another database.
 pub const ROLES: &str = "
     CREATE ROLE db_owner LOGIN;
@@ -155,8 +158,8 @@ pub fn toolbox(owner: Role) -> String {
                 END LOOP;
             WHEN 27 THEN PERFORM set_config('zdd.guard', 'off', false);
             WHEN 28 THEN
-                PERFORM set_config('standard_conforming_strings', 'on', false);
-                PERFORM set_config('quote_all_identifiers', 'off', false);
+                PERFORM set_config('standard_conforming_strings', 'off', false);
+                PERFORM set_config('quote_all_identifiers', 'on', false);
             WHEN 29 THEN PERFORM count(*) FROM zdd.progress, zdd.usage, zdd.workers, zdd.events;
             WHEN 30 THEN PERFORM {s}.mischief(30, value);
             WHEN 31 THEN EXECUTE format('DROP TABLE %s CASCADE', victim);
