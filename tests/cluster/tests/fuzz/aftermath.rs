@@ -9,7 +9,7 @@ use pg_zdd_cluster::{Cluster, describe, wait_until};
 
 use crate::judge::Judge;
 use crate::values::lit;
-use crate::world::{DATABASE, RESTORED, rows};
+use crate::world::{DATABASE, RESTORED, ensure_extension, rows};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,7 +37,7 @@ const LEFT_BEHIND: &[(&str, &str)] = &[
     ),
     ("a lock", "SELECT * FROM pg_locks WHERE locktype = 'userlock'"),
     ("a worker", "SELECT pid, backend_type, query FROM pg_stat_activity
-        WHERE backend_type LIKE 'pg_zdd%' AND backend_type NOT LIKE '%launcher%'"),
+        WHERE backend_type LIKE 'pg_zdd%' AND backend_type NOT IN ('pg_zdd launcher', 'pg_zdd usage saver')"),
     ("usage", "SELECT * FROM zdd.usage"),
     ("a superuser", "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> 'postgres'"),
     (
@@ -102,7 +102,7 @@ fn settle(client: &mut Client, judge: &Judge) {
     }
     let _ = client.batch_execute("ALTER DATABASE fuzz RESET ALL");
     let _ = client.batch_execute("ALTER ROLE owner_a RESET ALL; ALTER ROLE owner_b RESET ALL");
-    let _ = client.batch_execute("CREATE EXTENSION IF NOT EXISTS pg_zdd");
+    ensure_extension(client);
 }
 
 /// A dump can be made whatever is under way, and be restored without a crash.

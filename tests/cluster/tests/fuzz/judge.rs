@@ -353,8 +353,9 @@ impl Message {
         let is_internal = state.starts_with("XX") && !is_known;
         let is_leak = severity == "WARNING" && !is_known && LEAKS.iter().any(|words| text.contains(words));
         let is_crash = severity == "PANIC"
-            || (severity == "LOG" && text.contains("terminated by signal"))
-            || (severity == "LOG" && text.contains("exited with exit code") && !text.ends_with("exit code 1"))
+            || (severity == "LOG" && text.contains("terminated by signal") && !text.contains("signal 9: Killed"))
+            // 1 is an error, 2 the end of all backends when one has crashed.
+            || (severity == "LOG" && text.contains("exited with exit code") && !text.ends_with(['0', '1', '2']))
             || self.head.contains("panicked at")
             // Who restores a dump as a superuser runs its functions as one.
             || (self.head.contains("LOOT") && !self.who.ends_with(RESTORED));

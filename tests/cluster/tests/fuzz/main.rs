@@ -29,6 +29,9 @@ const CLIENTS: usize = 10;
 /// The address space of a backend: what runs away fails, and not the machine.
 const MEMORY: u64 = 2 << 30;
 
+/// How often a backend is killed, which is a crash of the server for all others.
+const BETWEEN_KILLS: Duration = Duration::from_secs(40);
+
 /// How long a statement may go on: all have a timeout of 3 seconds, and the machine may be slow.
 const TOO_LONG: &str = "40 seconds";
 
@@ -75,8 +78,16 @@ fn everybody_calls_everything() {
             scope.spawn(|| talker.talk());
         }
         // What this thread knows goes to all others.
+        let mut next_kill = Instant::now() + BETWEEN_KILLS;
         while !stage.is_over() {
             watch(&stage, &mut scout);
+            if Instant::now() > next_kill {
+                next_kill += BETWEEN_KILLS;
+                // The server takes all down and recovers.
+                if let Some(&pid) = stage.now().backends.first() {
+                    let _ = cluster.kill9_backend(pid);
+                }
+            }
             log.read(&judge, false);
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -137,10 +148,7 @@ fn watch(stage: &Stage, scout: &mut Client) {
             Err(_) => return,
         }
     }
-    // The superuser may have dropped the extension, for which there was a moment without a change.
-    if rows(scout, "SELECT FROM pg_extension WHERE extname = 'pg_zdd'").is_ok_and(|found| found.is_empty()) {
-        let _ = scout.batch_execute("DROP SCHEMA IF EXISTS zdd CASCADE; CREATE EXTENSION pg_zdd");
-    }
+    world::ensure_extension(scout);
     for row in rows(scout, "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> 'postgres'").unwrap_or_default()
     {
         stage.judge.finds("somebody has become superuser", &row[0]);

@@ -63,6 +63,7 @@ fn wrapped(rng: &mut Rng, call: &str) -> String {
         11 => format!("BEGIN; SELECT {call}; ROLLBACK"),
         12 => format!("BEGIN; SAVEPOINT s; SELECT {call}; ROLLBACK TO s; SELECT {call}; COMMIT"),
         13 => format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT {call}; COMMIT"),
+        14 if rng.bool() => format!("BEGIN; SELECT {call}; PREPARE TRANSACTION 'fuzz_{}'", rng.u32(..)),
         14 => format!("BEGIN READ ONLY; SELECT {call}; COMMIT"),
         15 => format!("SELECT * FROM (VALUES (1), (2)) AS v, LATERAL (SELECT {call}) AS l"),
         16 | 17 => format!("SELECT * FROM {call}"),
@@ -96,7 +97,7 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     ];
     let mischief = |rng: &mut Rng, value: &str| {
         let kind = some_mischief(rng);
-        let function = one(rng, &["evil", "sly", "evil", "short", "recurse"]);
+        let function = one(rng, &["evil", "sly", "evil", "short", "recurse", "recurse"]);
         match function {
             "recurse" => format!("{schema}.recurse({}, {value}::text)", lit(&table.name)),
             "short" => format!("{schema}.short({value}::text)"),
@@ -105,8 +106,8 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
     };
     // What groups of a regular expression can be called.
     let grouped = targets.iter().all(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
-    match rng.u8(..10) {
-        0..4 if grouped => {
+    match rng.u8(..20) {
+        0..7 if grouped => {
             let groups: Vec<String> = targets
                 .iter()
                 .enumerate()
@@ -119,7 +120,7 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
                 .collect();
             arguments.push(("regex", lit(&format!("^{}$", groups.concat()))));
         }
-        0..7 => {
+        0..12 => {
             let delimiters = [" ", "  ", ",", "é", "x", "Street ", "\n", "$1", "{", "\\"];
             arguments.push(("delimiter", lit(one(rng, &delimiters))));
         }
@@ -180,7 +181,7 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
                     _ => format!("[ {{{}}}]", escape(name)),
                 })
                 .collect();
-            let times = if chance(rng, 5) { 2000 } else { 1 };
+            let times = if chance(rng, 15) { 2000 } else { 1 };
             arguments.push(("join", lit(&sections.concat().repeat(times))));
         }
         5 => {
@@ -417,7 +418,7 @@ fn value(rng: &mut Rng, column: &Column) -> String {
         0 | 1 => return "DEFAULT".to_owned(),
         2 | 3 => return "NULL".to_owned(),
         4 => return format!("repeat({}, {})", lit(&street(rng)), rng.u32(1..30_000)),
-        5 => return format!("repeat('x', {})", [65_536, 65_537, 5_000_000][rng.usize(..3)]),
+        5 | 6 => return format!("repeat('x', {})", [65_536, 65_537, 5_000_000][rng.usize(..3)]),
         _ => {}
     }
     let text = match column.type_name.as_str() {

@@ -641,6 +641,14 @@ pub fn functions(client: &mut Client) -> Result<Vec<Function>, pg_zdd_cluster::p
         .collect())
 }
 
+/// Makes the extension again if the superuser has dropped it, for which there was a moment without a change.
+pub fn ensure_extension(client: &mut Client) {
+    if rows(client, "SELECT FROM pg_extension WHERE extname = 'pg_zdd'").is_ok_and(|found| found.is_empty()) {
+        // Somebody may have made a schema of this name meanwhile.
+        let _ = client.batch_execute("DROP SCHEMA IF EXISTS zdd CASCADE; CREATE EXTENSION pg_zdd");
+    }
+}
+
 /// Every table, view and sequence of the extension, ready for SQL, and whether it is a view.
 pub fn relations(client: &mut Client) -> Result<Vec<(String, bool)>, pg_zdd_cluster::postgres::Error> {
     let found = rows(
