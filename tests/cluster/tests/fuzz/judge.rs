@@ -91,16 +91,19 @@ impl Failure {
         // What the owners' own functions do is their business.
         let is_mischief = context.contains("mischief(") || message.contains("mischief(");
         if !is_interrupt && context.contains("zdd.guard()") && !OF_THE_GUARD.contains(&state.as_str()) {
-            return Some(format!("the guard fails with {state}: {message}"));
+            return Some(format!("the guard fails with {state}: {}", general(message)));
         }
         if !is_mischief && OWN_SQL.contains(&state.as_str()) && kind.starts_with("zdd.") {
             let query = self.query.as_deref().filter(|query| !query.contains("zdd.\""))?;
-            return Some(format!("{kind} runs SQL that is not right, {state}: {message}: {}", shortened(query, 300)));
+            return Some(format!(
+                "{kind} runs SQL that is not right, {state}: {}",
+                general(&format!("{message}: {query}"))
+            ));
         }
         let is_dml = kind.chars().all(|c| c.is_ascii_uppercase());
         if is_dml && self.is_ours && !is_interrupt && !is_mischief && !OF_WRITES.contains(&state.as_str()) {
             let what = message.split(" table ").next().unwrap_or_default();
-            return Some(format!("a write fails with {state}: {what}"));
+            return Some(format!("a write fails with {state}: {}", general(what)));
         }
         None
     }
@@ -111,7 +114,7 @@ const OWN_SQL: &[&str] = &["42601", "42703", "42P01", "42883", "42702", "42725",
 
 /// What the guard may answer: that a change would break, that a trigger is not one of ours or comes too late, and to a
 /// serializable transaction.
-const OF_THE_GUARD: &[&str] = &["55006", "42501", "42P16", "40001"];
+const OF_THE_GUARD: &[&str] = &["55006", "42501", "55000", "40001"];
 
 /// What pg_zdd may answer to those who write: a policy, NOT NULL, and a value that does not fit.
 const OF_WRITES: &[&str] = &["23514", "23502", "22001", "42501"];
@@ -199,7 +202,7 @@ impl Judge {
     /// Something must not have happened. Findings of one title are one.
     pub fn finds(&self, title: &str, example: &str) {
         // Told at once: the test may not come to its end.
-        let title = shortened(&general(title), 200);
+        let title = shortened(title, 200);
         let mut notes = self.notes();
         let finding = notes.findings.entry(title.clone()).or_insert_with(|| {
             println!("found: {title}");
@@ -310,7 +313,7 @@ impl Log {
             if let Some(message) = self.open.get_mut(&self.last).filter(|_| line.starts_with('\t')) {
                 append(&mut message.more, line);
             } else if LAST_WORDS.iter().any(|words| line.contains(words)) {
-                judge.finds(line, line);
+                judge.finds(&general(line), line);
             }
             return;
         };
@@ -370,7 +373,7 @@ impl Message {
                 self.more,
                 judge.history(pid)
             );
-            judge.finds(&self.head, &example);
+            judge.finds(&format!("{severity} {state}: {}", general(text)), &example);
         }
     }
 }
@@ -384,7 +387,6 @@ fn general(message: &str) -> String {
             quoted = !quoted;
             text.push(c);
         } else if !quoted {
-            // SQLSTATEs are in what they are.
             if !c.is_ascii_digit() {
                 text.push(c);
             } else if !number {

@@ -129,7 +129,8 @@ pub fn split(rng: &mut Rng, now: &Snapshot, role: Role, function: &str) -> State
                 .map(|number| {
                     let text = match rng.u8(..16) {
                         0..5 => format!("split_part({source_sql}::text, ' ', {number})"),
-                        5..10 => mischief(rng, source_sql),
+                        5..9 => mischief(rng, source_sql),
+                        9 => format!("{schema}.recurse({}, {source_sql}::text)", lit(&table.name)),
                         10 => format!("{source_sql}::int"),
                         11 => format!("1 / (length({source_sql}::text) - 5)"),
                         12 => format!("{source_sql}::text || repeat('y', 100000000)"),

@@ -215,8 +215,10 @@ pub fn toolbox(owner: Role) -> String {
         BEGIN
             IF pg_trigger_depth() < 3 THEN
                 EXECUTE format('UPDATE %s SET (street, note) = ROW(street || %L, note)
-                    WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$s LIMIT 2))', target, repeat('y', 500));
+                    WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$s ORDER BY random() LIMIT 2))', target, repeat('y', 500));
             END IF;
+            RETURN value;
+        EXCEPTION WHEN others THEN
             RETURN value;
         END
         $f$;
