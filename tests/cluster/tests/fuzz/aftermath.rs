@@ -62,12 +62,13 @@ pub fn clean_up(cluster: &Cluster, judge: &Judge) {
     };
     // A crash may have been last.
     let mut client = None;
-    wait_until("the server takes connections", PATIENCE, || {
+    let back = wait_until("the server takes connections", PATIENCE, || {
         client = connect().inspect_err(|_: &pg_zdd_cluster::Error| ()).ok();
         Ok(client.is_some())
-    })
-    .expect("a server");
-    let Some(mut client) = client else { return };
+    });
+    let Some(mut client) = client else {
+        return judge.finds("the server does not come back", &format!("{back:?}\n{}", cluster.log_tail(20)));
+    };
     settle(&mut client, judge);
     dump_and_restore(cluster, judge);
     give_up_changes(&mut client, judge);

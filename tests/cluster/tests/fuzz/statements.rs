@@ -553,8 +553,6 @@ pub fn ddl(rng: &mut Rng, now: &Snapshot, slots: &[Slot], role: Role) -> Stateme
         "DROP PUBLICATION {n}",
         "ALTER TABLE {t} REPLICA IDENTITY FULL",
         "ALTER TABLE {t} REPLICA IDENTITY NOTHING",
-        "ALTER TABLE {t} SET UNLOGGED",
-        "ALTER TABLE {t} SET LOGGED",
         "ALTER TABLE {t} SET (fillfactor = 20, autovacuum_enabled = off)",
         "ALTER TABLE {t} SET WITHOUT CLUSTER",
         "ALTER TABLE {t} SET SCHEMA zdd",

@@ -455,7 +455,7 @@ const RECIPES: &[&str] = &[
      INSERT INTO {t} (id, street) SELECT i, 'Elm ' || i FROM generate_series(1, {rows}) AS i",
     // Not tables one can split.
     "CREATE TABLE {t} OF {s}.pair; INSERT INTO {t} VALUES ('Elm 1', 1)",
-    "CREATE UNLOGGED TABLE {t} (id int PRIMARY KEY, street text, note text) WITH (fillfactor = 10);
+    "CREATE TABLE {t} (id int PRIMARY KEY, street text, note text) WITH (fillfactor = 10);
      INSERT INTO {t} SELECT i, 'Elm ' || i, 'n' FROM generate_series(1, {rows}) AS i;
      CREATE TABLE {t_1} (whole {t})",
     "CREATE TABLE {t} (id int, street text, note text) PARTITION BY LIST (street);
