@@ -9,7 +9,7 @@ find_server_copy
 tests=(fuzz)
 
 export PG_ZDD_SOAK_SECONDS=${1:-600}
-export PG_ZDD_SEED=${SEED:-}
+export PG_ZDD_SEED=${SEED:-${PG_ZDD_SEED:-}}
 [ $# -le 1 ] || tests=("${@:2}")
 
 say "building the release"

@@ -16,6 +16,7 @@ const OF_POSTGRESQL: &[(&str, &str)] = &[
     ("tuple concurrently updated", "two sessions write one row of a system catalog"),
     ("tuple concurrently deleted", "the same, and one of them deletes it"),
     ("referential integrity query on", "a rule of the table's has rewritten it"),
+    ("cannot reindex invalid index", "a warning of REINDEX CONCURRENTLY's"),
     ("cannot rename trigger", "that of a partition; the error has no SQLSTATE"),
     ("you don't own a lock of type ExclusiveLock", "an owner's function has called pg_advisory_unlock_all"),
 ];
@@ -116,8 +117,9 @@ const OWN_SQL: &[&str] = &["42601", "42703", "42P01", "42883", "42702", "42725",
 /// serializable transaction.
 const OF_THE_GUARD: &[&str] = &["55006", "42501", "55000", "40001"];
 
-/// What pg_zdd may answer to those who write: a policy, NOT NULL, and a value that does not fit.
-const OF_WRITES: &[&str] = &["23514", "23502", "22001", "42501"];
+/// What pg_zdd may answer to those who write: a policy, NOT NULL, a value that does not fit, and what the guard says to DDL
+/// in an owner's function.
+const OF_WRITES: &[&str] = &["23514", "23502", "22001", "42501", "55006"];
 
 /// Something that must not happen.
 struct Finding {

@@ -453,7 +453,7 @@ const RECIPES: &[&str] = &[
          EXECUTE format('ALTER TABLE %s %s', $q${t}$q$,
          (SELECT string_agg('DROP COLUMN c' || i, ', ') FROM generate_series(1, 400, 3) AS i)); END $$;
      INSERT INTO {t} (id, street) SELECT i, 'Elm ' || i FROM generate_series(1, {rows}) AS i",
-    // Not tables one can split.
+    // A typed table, one whose row type is in use, and some that cannot be split.
     "CREATE TABLE {t} OF {s}.pair; INSERT INTO {t} VALUES ('Elm 1', 1)",
     "CREATE TABLE {t} (id int PRIMARY KEY, street text, note text) WITH (fillfactor = 10);
      INSERT INTO {t} SELECT i, 'Elm ' || i, 'n' FROM generate_series(1, {rows}) AS i;
