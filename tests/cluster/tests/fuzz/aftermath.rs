@@ -142,8 +142,8 @@ fn give_up_changes(client: &mut Client, judge: &Judge) {
     for row in rows(client, changes).unwrap_or_else(|e| panic!("{}", describe(&e))) {
         let (change, relation) = (&row[0], &row[1]);
         // With a table that was dropped below, others may have gone.
-        let is_active = rows(client, &format!("{changes} AND c.name = {}", lit(change))).is_ok_and(|found| !found.is_empty());
-        if !is_active {
+        let still = rows(client, &format!("{changes} AND c.name = {}", lit(change)));
+        if still.is_ok_and(|found| found.is_empty()) {
             continue;
         }
         let rollback = format!("SELECT zdd.rollback({})", lit(change));
