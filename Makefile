@@ -3,6 +3,8 @@
 #   make demo       a rolling update, played on a scratch server
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
+#   make soak       the tests that find more the longer they run, each for SECONDS (600); SEED to say the same again,
+#                   TESTS="fuzz" for some of them
 #   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
 #                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders,
 #                   RATE for so many statements per second in load, TMPDIR=/dev/shm for a server without a disk
@@ -16,7 +18,7 @@
 SHELL := bash
 export PG_CONFIG
 
-.PHONY: setup install demo example test bench lint
+.PHONY: setup install demo example test soak bench lint
 
 setup:
 	@scripts/setup.sh
@@ -32,6 +34,10 @@ example: setup
 
 test: setup
 	@scripts/test.sh
+
+soak: export SEED := $(SEED)
+soak: setup
+	@scripts/soak.sh $(or $(SECONDS),600) $(TESTS)
 
 # PostgreSQL's regular expressions take and give back memory for every value. Where that happens to be the last of the
 # heap, glibc returns it to the system each time, and the ways that use them get up to four times slower. It depends on

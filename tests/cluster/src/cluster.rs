@@ -59,6 +59,8 @@ pub struct Cluster {
     dir: PathBuf,
     bin: PathBuf,
     owner: Option<Owner>,
+    /// The address space of each process of the server, in bytes.
+    memory: Option<u64>,
     janitor: Child,
 }
 
@@ -111,7 +113,7 @@ impl Cluster {
             // Out of the terminal's process group: Ctrl-C must not reach it.
             .process_group(0)
             .spawn()?;
-        Ok(Cluster { dir, bin, owner, janitor })
+        Ok(Cluster { dir, bin, owner, memory: None, janitor })
     }
 
     fn start_at_own_socket(self, conf: &[(&str, &str)]) -> Result<Cluster> {
@@ -142,10 +144,23 @@ impl Cluster {
 
     /// Starts the stopped server (and waits for the end of a recovery).
     pub fn start_again(&self) -> Result<()> {
-        let mut start = self.server_tool("pg_ctl");
+        let mut start = match self.memory {
+            None => self.server_tool("pg_ctl"),
+            Some(bytes) => {
+                let mut limited = command("sh", self.owner, &self.dir);
+                limited.args(["-c", r#"ulimit -v "$0"; exec "$@""#, &(bytes / 1024).to_string()]);
+                limited.arg(self.bin.join("pg_ctl"));
+                limited
+            }
+        };
         start.args(["start", "-w", "-s", "-t", "120", "-D"]).arg(self.pgdata());
         start.arg("-l").arg(self.log());
         self.run(&mut start).map_err(|e| format!("{e}\n{}", self.log_tail(20)).into())
+    }
+
+    /// Limits the address space of each process of the server, in bytes, from the next start on.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.memory = Some(bytes);
     }
 
     pub fn stop(&self, how: Stop) -> Result<()> {
