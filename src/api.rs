@@ -190,11 +190,11 @@ create function zdd.mismatches(change text, max_rows integer default 100)
 returns table (relation regclass, key jsonb, ctid tid, source text, targets jsonb, kind text)
 language sql set search_path = pg_catalog, pg_temp
 as $$
-    select m.relation::regclass, m.key, m.ctid::tid, m.source, m.targets, m.kind
+    select m.relation::regclass, m.key::jsonb, m.ctid::tid, m.source, m.targets::jsonb, m.kind
     from zdd._mismatches(change, max_rows) as m
 $$;
 create function zdd._mismatches(change text, max_rows integer)
-returns table (relation oid, key jsonb, ctid text, source text, targets jsonb, kind text)
+returns table (relation oid, key text, ctid text, source text, targets text, kind text)
 language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 #[allow(clippy::type_complexity)]
@@ -206,10 +206,10 @@ fn mismatches(
         'static,
         (
             name!(relation, pg_sys::Oid),
-            name!(key, Option<JsonB>),
+            name!(key, Option<String>),
             name!(ctid, String),
             name!(source, Option<String>),
-            name!(targets, Option<JsonB>),
+            name!(targets, Option<String>),
             name!(kind, String),
         ),
     >,

@@ -7,7 +7,7 @@ use pgrx::spi::{Spi, quote_identifier as quote, quote_literal};
 
 use crate::binding::Binding;
 use crate::catalog::Change;
-use crate::ddl::{as_owner, open};
+use crate::ddl::{as_owner, check_storage, open};
 use crate::error::Error;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::memory::Memory;
@@ -65,7 +65,11 @@ pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 /// Calls `each` with every row in a range of blocks. What it allocates is freed after a few rows, and then whoever waits
 /// for the processor goes first. Between two rows no page is locked, only the rows of the batch, unlike where a process
 /// of low priority would be made to wait.
-pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
+pub fn rows<E: From<Error>>(
+    table: &Table,
+    blocks: Range<u32>,
+    mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     // Freeing and yielding cost as much as looking at a row.
     const ROWS_AT_A_TIME: u32 = 64;
     let memory = Memory::short_lived();
@@ -83,7 +87,7 @@ pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>)
 }
 
 /// Calls `each` with both sides of every row in a range of blocks.
-pub fn sides<E>(
+pub fn sides<E: From<Error>>(
     binding: &Binding,
     table: &Table,
     blocks: Range<u32>,
@@ -110,7 +114,11 @@ pub fn verify(change: &Change) -> Result<Counts, Error> {
     for relation in tables(change.relation) {
         let table = open(relation, LockMode::AccessShare)?;
         let binding = Binding::to_table(change.rule.clone(), &table)?;
-        as_owner(table.owner(), || count(&binding, &table, 0..table.blocks(), &mut counts))?;
+        let before = counts.rows;
+        as_owner(table.owner(), || {
+            count(&binding, &table, 0..table.blocks(), &mut counts)?;
+            if counts.rows == before { refuse_rows(&table) } else { Ok(()) }
+        })?;
     }
     Ok(counts)
 }
@@ -130,12 +138,20 @@ fn find(
     found: &mut Vec<Mismatch>,
     lossy: &mut Vec<Mismatch>,
 ) -> Result<(), Error> {
-    struct Enough;
+    enum Stop {
+        Enough,
+        Failed(Error),
+    }
+    impl From<Error> for Stop {
+        fn from(error: Error) -> Stop {
+            Stop::Failed(error)
+        }
+    }
     let binding = Binding::to_table(change.rule.clone(), table)?;
     let scan = as_owner(table.owner(), || {
         sides(&binding, table, 0..table.blocks(), |row, source, targets| {
             if found.len() >= max_rows {
-                return Err(Enough);
+                return Err(Stop::Enough);
             }
             let kind = match binding.state(source, targets) {
                 RowState::Unmatched => "unmatched",
@@ -154,12 +170,15 @@ fn find(
             Ok(())
         })
     });
-    let (Ok(()) | Err(Enough)) = scan;
-    Ok(())
+    match scan {
+        Ok(()) | Err(Stop::Enough) => Ok(()),
+        Err(Stop::Failed(error)) => Err(error),
+    }
 }
 
-/// A row of `zdd.mismatches`.
-pub type MismatchRow = (pg_sys::Oid, Option<pgrx::JsonB>, String, Option<String>, Option<pgrx::JsonB>, String);
+/// A row of `zdd.mismatches`. What is jsonb there is text here: on the way through Rust, numbers would become what they are
+/// in JavaScript.
+pub type MismatchRow = (pg_sys::Oid, Option<String>, String, Option<String>, Option<String>, String);
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
@@ -176,14 +195,14 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
         let object = |names: &[String]| {
             let pairs: Vec<String> =
                 names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
-            format!("pg_catalog.jsonb_build_object({})", pairs.join(", "))
+            format!("pg_catalog.jsonb_build_object({})::text", pairs.join(", "))
         };
         let key: Vec<String> =
             primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
         let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
         let sql = format!(
-            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1::tid",
-            if key.is_empty() { "null::jsonb".to_owned() } else { object(&key) },
+            "select {}, t.{}::text, {} from only {} as t where t.ctid operator(pg_catalog.=) $1::text::tid",
+            if key.is_empty() { "null::text".to_owned() } else { object(&key) },
             quote(change.rule.source.current_name()),
             object(&targets),
             table.name(),
@@ -191,7 +210,7 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
         let rows = as_owner(table.owner(), || {
             Spi::connect(|client| {
                 let args = [pg_sys::PgBuiltInOids::TEXTOID.oid()];
-                let statement = client.prepare(sql.replace("$1::tid", "$1::text::tid").as_str(), &args)?;
+                let statement = client.prepare(sql.as_str(), &args)?;
                 let mut rows = Vec::new();
                 for mismatch in found {
                     for row in client.select(&statement, Some(1), &[mismatch.tid.to_string().into()])? {
@@ -247,6 +266,9 @@ pub fn preview(
     mut bind: impl FnMut(&Table) -> Result<Binding, Error>,
 ) -> Result<Preview, Error> {
     let mut preview = Preview::default();
+    for member in tree(relation) {
+        check_storage(&open(member, LockMode::AccessShare)?)?;
+    }
     let tables = tables(relation);
     let share = sample_rows.div_ceil(tables.len().max(1) as u64);
     for relation in tables {
@@ -291,7 +313,11 @@ fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
         let mut example = serde_json::Map::new();
         example.insert(binding.rule.source.name.clone(), text());
         for ((target, column), value) in binding.rule.targets.iter().zip(&binding.targets).zip(&targets) {
-            let text = column.column_type.decode(value).map(|text| text.into_owned());
+            let column_type = &column.column_type;
+            let text = match column_type.is_opaque() {
+                true => column_type.output(*value),
+                false => column_type.decode(value).map(|text| text.into_owned()),
+            };
             example.insert(target.name.clone(), text.into());
         }
         if let Some(joined) = joined {
@@ -325,4 +351,26 @@ pub fn count_piece(
     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
     let plan = plans::of_rule(&change.rule, &table)?;
     as_owner(table.owner(), || with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts)))
+}
+
+/// An error if a table has rows but a scan finds none, after pieces of it had none. It may be gone.
+pub fn check_empty(relation: pg_sys::Oid) -> Result<(), Error> {
+    let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+    as_owner(table.owner(), || {
+        with_latest_snapshot(|| {
+            // Rows may have come since.
+            let mut found = false;
+            rows(&table, 0..table.blocks(), |_| {
+                found = true;
+                Ok::<_, Error>(())
+            })?;
+            if found { Ok(()) } else { refuse_rows(&table) }
+        })
+    })
+}
+
+/// An error if a query finds rows in a table that a scan has found none in: whatever keeps them there, nothing is known of
+/// them.
+fn refuse_rows(table: &Table) -> Result<(), Error> {
+    if table.has_rows()? { Err(Error::UnseenRows { relation: table.name() }) } else { Ok(()) }
 }

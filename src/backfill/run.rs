@@ -770,11 +770,15 @@ fn count_while(
 ) -> Result<Option<Counts>, Error> {
     let mut counts = Counts::default();
     for (relation, blocks) in sizes(session, change)? {
+        let before = counts.rows;
         for piece in verify::pieces(blocks) {
             if !wanted()? {
                 return Ok(None);
             }
             session.transaction(|| verify::count_piece(change, relation, piece.clone(), &mut counts))?;
+        }
+        if counts.rows == before {
+            session.transaction(|| verify::check_empty(relation))?;
         }
     }
     Ok(Some(counts))
@@ -791,7 +795,6 @@ fn sizes(session: &Session, change: &Change) -> Result<Vec<(pg_sys::Oid, u32)>, 
 
 /// Settles all diverged rows by one side.
 pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Error> {
-    session.transaction(|| check_repair(change, task))?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
     let mut destinations = Destinations::default();
     for (relation, blocks) in sizes(session, change)? {
@@ -801,10 +804,19 @@ pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Erro
             let outcome = session.transaction(|| {
                 let Some(table) = open(relation)? else { return Ok(batch::Outcome::default()) };
                 batch::run(change, &table, &Visit::only(next..end), task, &mut destinations)
-            })?;
-            repaired += outcome.work.written;
-            if outcome.skipped.is_empty() {
-                sizer.record(outcome.work, 1);
+            });
+            let is_done = match outcome {
+                Ok(outcome) => {
+                    repaired += outcome.work.written;
+                    if outcome.skipped.is_empty() {
+                        sizer.record(outcome.work, 1);
+                    }
+                    outcome.skipped.is_empty()
+                }
+                Err(error) if error.is_transient() => false,
+                Err(error) => return Err(error),
+            };
+            if is_done {
                 next = end;
             } else {
                 // What was written is settled; the rest is tried again.
@@ -823,18 +835,5 @@ pub fn repair(session: &Session, change: &Change, task: Task) -> Result<(), Erro
         format_rows(repaired),
         format_count(counts.diverged.unsigned_abs())
     );
-    Ok(())
-}
-
-/// Rows are repaired without firing triggers, and so without checking foreign keys.
-fn check_repair(change: &Change, task: Task) -> Result<(), Error> {
-    let source = change.rule.source.current_name();
-    for relation in lock::tree(change.relation) {
-        if task == Task::NewWins
-            && let Some(constraint) = crate::ddl::foreign_key(relation, source)?
-        {
-            return Err(Error::ForeignKey { change: change.name.clone(), column: source.to_owned(), constraint });
-        }
-    }
     Ok(())
 }

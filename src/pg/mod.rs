@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`, and what differs between PostgreSQL versions. The rest of the crate calls the safe
 //! functions of these rooms.
 
+pub mod constraint;
 pub mod expr;
 mod ffi;
 pub mod hook;
