@@ -186,9 +186,7 @@ pub fn check_table(table: &Table, source: &str) -> Result<(), Error> {
 
 /// An error if we cannot look at each row of a table or partition ourselves: nothing else may ever be called expanded.
 pub fn check_storage(table: &Table) -> Result<(), Error> {
-    if let Some(method) = table.unfit_access_method() {
-        return Err(Error::AccessMethod { relation: table.name(), method });
-    }
+    table.check_access_method()?;
     if is_of_citus(table)? {
         return Err(Error::Citus { relation: table.name() });
     }
@@ -204,9 +202,9 @@ fn is_of_citus(table: &Table) -> Result<bool, Error> {
     }
     // A shard is called as its table, with its number.
     let shards = "select s.shardid::text from pg_class as c
-        join pg_class as l on l.relnamespace = c.relnamespace
-        join pg_dist_shard as s on s.logicalrelid::oid = l.oid
-        where c.oid = $1 and right(c.relname, 1 + length(s.shardid::text)) = '_' || s.shardid";
+        join pg_dist_shard as s on s.shardid = substring(c.relname from '_([0-9]{1,18})$')::int8
+        join pg_class as l on l.oid = s.logicalrelid and l.relnamespace = c.relnamespace
+        where c.oid = $1";
     Ok(exists("pg_dist_shard") && !query_strings(shards, &[table.oid().into()])?.is_empty())
 }
 

@@ -232,17 +232,19 @@ impl Table {
         }
     }
 
-    /// The name of the access method that stores the rows, if it cannot find those in a range of blocks, as all that we do
-    /// with rows demands.
-    pub fn unfit_access_method(&self) -> Option<String> {
+    /// An error if rows cannot be found by ranges of blocks, as all that we do with them demands.
+    pub fn check_access_method(&self) -> Result<(), Error> {
         if self.kind() != 'r' {
-            return None;
+            return Ok(());
         }
         // SAFETY: a table of kind r has an access method; gives a palloc'ed string.
         unsafe {
             let method = &*(*self.relation).rd_tableam;
-            let is_fit = method.scan_set_tidrange.is_some() && method.scan_getnextslot_tidrange.is_some();
-            (!is_fit).then(|| c_string(pg_sys::get_am_name(self.class().relam)))
+            if method.scan_set_tidrange.is_some() && method.scan_getnextslot_tidrange.is_some() {
+                return Ok(());
+            }
+            let method = c_string(pg_sys::get_am_name(self.class().relam));
+            Err(Error::AccessMethod { relation: self.name(), method })
         }
     }
 
@@ -283,9 +285,7 @@ impl Table {
         blocks: Range<u32>,
         mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        if let Some(method) = self.unfit_access_method() {
-            return Err(Error::AccessMethod { relation: self.name(), method }.into());
-        }
+        self.check_access_method()?;
         if blocks.is_empty() || self.kind() != 'r' {
             return Ok(());
         }
@@ -296,7 +296,7 @@ impl Table {
             let (Some(begin), Some(set_range), Some(next), Some(end)) =
                 (method.scan_begin, method.scan_set_tidrange, method.scan_getnextslot_tidrange, method.scan_end)
             else {
-                // Said above.
+                // Not after the check.
                 return Ok(());
             };
             let relation = self.relation;

@@ -187,20 +187,6 @@ fn what_nobody_has_seen_is_not_verified() {
     assert_eq!(phase(&mut db), "expanded");
 }
 
-/// What a verification does not see must not depend on who else writes meanwhile.
-#[test]
-fn a_verification_has_one_snapshot() {
-    let mut db = database();
-    db.run("CREATE TABLE address (id int, street text)");
-    db.run(SPLIT);
-    let mut application = db.another();
-    db.run("BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE TABLE other (); SELECT zdd.verify('address.street')");
-    application.run("INSERT INTO address VALUES (1, 'Elm 1')");
-    assert_eq!(db.text("SELECT rows FROM zdd.verify('address.street')"), "0");
-    db.run("COMMIT");
-    assert_eq!(db.text("SELECT rows FROM zdd.verify('address.street')"), "1");
-}
-
 #[test]
 fn another_access_method_that_lacks_nothing_will_do() {
     let mut db = database();
