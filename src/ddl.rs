@@ -197,6 +197,30 @@ pub fn check_table(table: &Table, source: &str, but: Option<&str>) -> Result<(),
     Ok(())
 }
 
+/// An error if we cannot look at each row of a table or partition ourselves: nothing else may ever be called expanded.
+pub fn check_storage(table: &Table) -> Result<(), Error> {
+    table.check_access_method()?;
+    if is_of_citus(table)? {
+        return Err(Error::Citus { relation: table.name() });
+    }
+    Ok(())
+}
+
+/// Whether Citus has spread a table over shards, or stores a shard in it.
+fn is_of_citus(table: &Table) -> Result<bool, Error> {
+    let exists = |name| relation_named("pg_catalog", name).is_some();
+    let tables = "select p.logicalrelid::text from pg_dist_partition as p where p.logicalrelid::oid = $1";
+    if exists("pg_dist_partition") && !query_strings(tables, &[table.oid().into()])?.is_empty() {
+        return Ok(true);
+    }
+    // A shard is called as its table, with its number.
+    let shards = "select s.shardid::text from pg_class as c
+        join pg_dist_shard as s on s.shardid = substring(c.relname from '_([0-9]{1,18})$')::int8
+        join pg_class as l on l.oid = s.logicalrelid and l.relnamespace = c.relnamespace
+        where c.oid = $1";
+    Ok(exists("pg_dist_shard") && !query_strings(shards, &[table.oid().into()])?.is_empty())
+}
+
 /// What can be wrong with a table and its partitions or children.
 fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error> {
     let root = open(request.relation, LockMode::AccessShare)?;
@@ -207,6 +231,7 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
         if table.kind() == 'f' {
             return Err(Error::ForeignPartition { relation, partition: table.name() });
         }
+        check_storage(&table)?;
         let source = &request.rule.source.name;
         let other_parent = "select i.inhparent::regclass::text from pg_inherits as i
                    join pg_attribute as a on a.attrelid = i.inhparent and a.attname = $2::text::name and not a.attisdropped
@@ -696,7 +721,7 @@ fn drop_column(gate: &Gate, members: &[pg_sys::Oid], column: &str) -> Result<(),
     Ok(())
 }
 
-/// A foreign key on a column, which writes that fire no triggers would not check.
+/// A foreign key on a column.
 pub fn foreign_key(relation: pg_sys::Oid, column: &str) -> Result<Option<String>, Error> {
     let sql = "select c.conname::text from pg_constraint as c
         join pg_attribute as a on a.attrelid = c.conrelid and a.attnum = any (c.conkey)

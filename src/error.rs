@@ -131,10 +131,17 @@ pub enum Error {
         relation: String,
         partition: String,
     },
-    ForeignKey {
-        change: String,
-        column: String,
-        constraint: String,
+    /// Of the table or a partition of it.
+    AccessMethod {
+        relation: String,
+        method: String,
+    },
+    Citus {
+        relation: String,
+    },
+    /// SQL finds rows where we see none.
+    UnseenRows {
+        relation: String,
     },
     NoSuchColumn {
         relation: String,
@@ -545,12 +552,23 @@ impl Error {
             )
             .detail(format!("The other parent is {parent}: the column could be neither fenced nor dropped."))
             .hint("Detach the table from one of its parents with ALTER TABLE ... NO INHERIT."),
-            ForeignKey { change, column, constraint } => parts(
+            AccessMethod { relation, method } => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!("column \"{column}\" of change \"{change}\" has a foreign key"),
+                format!("access method \"{method}\" of {relation} has no TID range scans"),
             )
-            .detail(format!("Repairs do not check foreign key \"{constraint}\"."))
-            .hint("Settle the rows of zdd.mismatches(change) with UPDATE, or say winner => 'old'."),
+            .detail("Existing rows could be neither split in batches nor verified.")
+            .hint(format!("Move the rows to one that has them, such as with ALTER TABLE {relation} SET ACCESS METHOD heap.")),
+            Citus { relation } => {
+                parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, format!("{relation} is a table or shard of Citus"))
+                    .detail("Its rows are in shards on several servers, where they could be neither split nor verified from here.")
+                    .hint("Make it an ordinary table first, with SELECT undistribute_table(...).")
+            }
+            UnseenRows { relation } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("no row of {relation} could be looked at, but it has rows"),
+            )
+            .detail("A query finds rows where a scan of the table's blocks finds none.")
+            .hint("Does another extension keep the rows elsewhere? Move them to an ordinary heap table."),
             ForeignPartition { relation, partition } => parts(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("{relation} has a foreign table as a partition or child"),

@@ -7,7 +7,7 @@ use pgrx::spi::{quote_identifier as quote, quote_literal};
 
 use crate::binding::{Binding, BoundColumn};
 use crate::catalog::Change;
-use crate::ddl::open;
+use crate::ddl::{check_storage, open};
 use crate::error::{Error, shortened};
 use crate::pg::gate::as_owner;
 use crate::pg::inheritance::ancestors;
@@ -67,7 +67,11 @@ pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 /// Calls `each` with every row in a range of blocks. What it allocates is freed after a few rows, and then whoever waits
 /// for the processor goes first. Between two rows no page is locked, only the rows of the batch, unlike where a process
 /// of low priority would be made to wait.
-pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
+pub fn rows<E: From<Error>>(
+    table: &Table,
+    blocks: Range<u32>,
+    mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     // Freeing and yielding cost as much as looking at a row.
     const ROWS_AT_A_TIME: u32 = 64;
     let memory = Memory::short_lived();
@@ -85,7 +89,7 @@ pub fn rows<E>(table: &Table, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>)
 }
 
 /// Calls `each` with both sides of every row in a range of blocks.
-pub fn sides<E>(
+pub fn sides<E: From<Error>>(
     binding: &Binding,
     table: &Table,
     blocks: Range<u32>,
@@ -112,7 +116,11 @@ pub fn verify(change: &Change) -> Result<Counts, Error> {
     for relation in tables(change.relation) {
         let table = open(relation, LockMode::AccessShare)?;
         let plan = plans::of_change(change, &table)?;
+        let before = counts.rows;
         count(&plan.binding, &table, 0..table.blocks(), &mut counts)?;
+        if counts.rows == before {
+            refuse_rows(&table)?;
+        }
     }
     Ok(counts)
 }
@@ -132,12 +140,20 @@ fn find(
     found: &mut Vec<Mismatch>,
     lossy: &mut Vec<Mismatch>,
 ) -> Result<(), Error> {
-    struct Enough;
+    enum Stop {
+        Enough,
+        Failed(Error),
+    }
+    impl From<Error> for Stop {
+        fn from(error: Error) -> Stop {
+            Stop::Failed(error)
+        }
+    }
     let plan = plans::of_change(change, table)?;
     let binding = &plan.binding;
     let scan = sides(binding, table, 0..table.blocks(), |row, source, targets| {
         if found.len() >= max_rows {
-            return Err(Enough);
+            return Err(Stop::Enough);
         }
         let kind = match binding.state(source, targets) {
             RowState::Unmatched => "unmatched",
@@ -155,8 +171,10 @@ fn find(
         found.push(Mismatch { relation: table.oid(), tid: row.tid(), kind });
         Ok(())
     });
-    let (Ok(()) | Err(Enough)) = scan;
-    Ok(())
+    match scan {
+        Ok(()) | Err(Stop::Enough) => Ok(()),
+        Err(Stop::Failed(error)) => Err(error),
+    }
 }
 
 /// A row of `zdd.mismatches`.
@@ -177,7 +195,7 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
         let object = |names: &[String]| {
             let pairs: Vec<String> =
                 names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
-            format!("pg_catalog.jsonb_build_object({})", pairs.join(", "))
+            format!("pg_catalog.jsonb_build_object({})::text", pairs.join(", "))
         };
         let key: Vec<String> =
             primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
@@ -244,6 +262,9 @@ pub fn preview(
     mut bind: impl FnMut(&Table) -> Result<Binding, Error>,
 ) -> Result<Preview, Error> {
     let mut preview = Preview::default();
+    for member in tree(relation) {
+        check_storage(&open(member, LockMode::AccessShare)?)?;
+    }
     let tables = tables(relation);
     let share = sample_rows.div_ceil(tables.len().max(1) as u64);
     for relation in tables {
@@ -331,4 +352,28 @@ pub fn count_piece(
     }
     let plan = plans::of_change(change, &table)?;
     with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts))
+}
+
+/// An error if a table has rows but a scan finds none, after pieces of it had none. It may be gone.
+pub fn check_empty(relation: pg_sys::Oid) -> Result<(), Error> {
+    let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+    with_latest_snapshot(|| {
+        // Rows may have come since.
+        let mut found = false;
+        rows(&table, 0..table.blocks(), |_| {
+            found = true;
+            Ok::<_, Error>(())
+        })?;
+        if found { Ok(()) } else { refuse_rows(&table) }
+    })
+}
+
+/// An error if a query finds rows in a table that a scan has found none in: whatever keeps them there, nothing is known of
+/// them.
+fn refuse_rows(table: &Table) -> Result<(), Error> {
+    if as_owner(table.owner(), |gate| table.has_rows(gate))? {
+        Err(Error::UnseenRows { relation: table.name() })
+    } else {
+        Ok(())
+    }
 }

@@ -12,9 +12,13 @@ use super::plan::{Visit, Work};
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::error::Error;
+use crate::guc;
+use crate::pg::constraint::check_at_once;
 use crate::pg::gate::{Gate, as_owner};
+use crate::pg::lock::deadlock_timeout;
 use crate::pg::page::{Destinations, PAGE_SIZE};
 use crate::pg::session::with_latest_snapshot;
+use crate::pg::settings::with_settings;
 use crate::pg::table::{Row, Table, Tid, Writer, Written};
 use crate::pg::value::{Value, Values};
 use crate::plans;
@@ -68,15 +72,25 @@ pub fn run(
     let binding = &plan.binding;
     let start = Instant::now();
     let mut outcome = Outcome::default();
+    // It has locked rows. If it must wait for somebody, such as for the fate of a row with the same key, then so short that it
+    // gives way before anybody who waits for it looks for a deadlock.
+    let patience = guc::milliseconds(guc::lock_timeout().min(deadlock_timeout() / 2));
     as_owner(table.owner(), |gate| {
-        with_latest_snapshot(|| match task {
-            Task::SplitFiringTriggers => touch(gate, binding, table, visit.blocks.clone(), &mut outcome),
-            _ => write(gate, binding, &others, table, visit, task, destinations, &mut outcome),
+        with_settings(&[(c"lock_timeout", patience.as_c_str())], || {
+            with_latest_snapshot(|| match task {
+                Task::SplitFiringTriggers => touch(gate, binding, &others, table, visit.blocks.clone(), &mut outcome),
+                _ => write(gate, binding, &others, table, visit, task, destinations, &mut outcome),
+            })
         })
     })?;
     outcome.work.time = start.elapsed();
     outcome.work.blocks = visit.blocks.len() as u32;
     Ok(outcome)
+}
+
+/// The new columns of changes.
+fn targets<'b>(bindings: impl IntoIterator<Item = &'b Binding>) -> Vec<i16> {
+    bindings.into_iter().flat_map(|binding| binding.targets.iter().map(|target| target.number)).collect()
 }
 
 /// Writes rows without their triggers, and so does for other changes of the table what their sync triggers would do: a
@@ -92,16 +106,15 @@ fn write(
     destinations: &mut Destinations,
     outcome: &mut Outcome,
 ) -> Result<(), Error> {
-    let targets = |binding: &Binding| binding.targets.iter().map(|target| target.number).collect::<Vec<_>>();
     let mut columns = match task {
         Task::NewWins => vec![binding.source.number],
-        _ => targets(binding),
+        _ => targets([binding]),
     };
-    columns.extend(others.iter().copied().flat_map(targets));
+    columns.extend(targets(others.iter().copied()));
     let overhead = MOST_OVERHEAD * columns.len();
     let mut writer = Writer::new(gate, table, columns, destinations);
     let mut room: Option<Room> = None;
-    rows(table, visit.blocks.clone(), |row| {
+    let scanned = rows(table, visit.blocks.clone(), |row| {
         outcome.work.seen += 1;
         let block = row.tid().block;
         let room = match &mut room {
@@ -139,7 +152,9 @@ fn write(
             }
         }
         Ok::<_, Error>(())
-    })?;
+    });
+    writer.finish();
+    scanned?;
     room.inspect(|last| last.publish(table, visit));
     if visit.done > visit.blocks.start {
         table.publish_free_space(visit.blocks.start..visit.done);
@@ -227,6 +242,7 @@ fn values(binding: &Binding, task: Task, source: Value, targets: &[Value]) -> Op
 fn touch(
     gate: &Gate,
     binding: &Binding,
+    others: &[&Binding],
     table: &Table,
     blocks: Range<u32>,
     outcome: &mut Outcome,
@@ -241,8 +257,10 @@ fn touch(
     })?;
     let (name, column) = (table.name(), quote(binding.rule.source.current_name()));
     let this = format!("{name} where ctid operator(pg_catalog.=) $1");
-    let lock = format!("select ctid from only {this} for no key update skip locked");
+    let lock = table.update_lock(&targets([binding].into_iter().chain(others.iter().copied()))).as_sql();
+    let lock = format!("select ctid from only {this} for {lock} skip locked");
     let update = format!("update only {name} set {column} = {column} where ctid operator(pg_catalog.=) $1 returning 1");
+    check_at_once();
     for tid in pending {
         let arguments = || std::iter::once([tid.into()]);
         let (mut locked, mut written) = (false, 0);

@@ -806,11 +806,15 @@ fn count_while(
 ) -> Result<Option<Counts>, Error> {
     let mut counts = Counts::default();
     for (relation, blocks) in sizes(session, claim)? {
+        let before = counts.rows;
         for piece in verify::pieces(blocks) {
             if !wanted()? {
                 return Ok(None);
             }
             session.transaction(|| verify::count_piece(&claim.find()?, relation, piece.clone(), &mut counts))?;
+        }
+        if counts.rows == before {
+            session.transaction(|| verify::check_empty(relation))?;
         }
     }
     Ok(Some(counts))
@@ -827,11 +831,7 @@ fn sizes(session: &Session, claim: &Claim) -> Result<Vec<(pg_sys::Oid, u32)>, Er
 
 /// Settles all diverged rows by one side.
 pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error> {
-    let change = session.transaction(|| {
-        let change = claim.find()?;
-        check_repair(&change, task)?;
-        Ok(change)
-    })?;
+    let change = session.transaction(|| claim.find())?;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
     let mut destinations = Destinations::default();
     for (relation, blocks) in sizes(session, claim)? {
@@ -842,10 +842,19 @@ pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error>
                 let change = claim.find()?;
                 let Some(table) = open_member(&change, relation)? else { return Ok(batch::Outcome::default()) };
                 batch::run(&change, &table, &Visit::only(next..end), task, &mut destinations)
-            })?;
-            repaired += outcome.work.written;
-            if outcome.skipped.is_empty() {
-                sizer.record(outcome.work, 1);
+            });
+            let is_done = match outcome {
+                Ok(outcome) => {
+                    repaired += outcome.work.written;
+                    if outcome.skipped.is_empty() {
+                        sizer.record(outcome.work, 1);
+                    }
+                    outcome.skipped.is_empty()
+                }
+                Err(error) if error.is_transient() => false,
+                Err(error) => return Err(error),
+            };
+            if is_done {
                 next = end;
             } else {
                 // What was written is settled; the rest is tried again.
@@ -864,18 +873,5 @@ pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error>
         format_rows(repaired),
         format_count(counts.diverged.unsigned_abs())
     );
-    Ok(())
-}
-
-/// Rows are repaired without firing triggers, and so without checking foreign keys.
-fn check_repair(change: &Change, task: Task) -> Result<(), Error> {
-    let source = change.rule.source.current_name();
-    for relation in lock::tree(change.relation) {
-        if task == Task::NewWins
-            && let Some(constraint) = crate::ddl::foreign_key(relation, source)?
-        {
-            return Err(Error::ForeignKey { change: change.name.clone(), column: source.to_owned(), constraint });
-        }
-    }
     Ok(())
 }

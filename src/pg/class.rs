@@ -39,6 +39,15 @@ pub fn find(relation: pg_sys::Oid) -> Option<Class> {
     }
 }
 
+/// Whether tables of an access method, which has this handler, can be scanned by ranges of blocks.
+pub fn has_tid_range_scans(handler: pg_sys::Oid) -> bool {
+    // SAFETY: the handler is that of an access method for tables: a superuser's C function that gives a constant.
+    unsafe {
+        let method = &*pg_sys::GetTableAmRoutine(handler);
+        method.scan_set_tidrange.is_some() && method.scan_getnextslot_tidrange.is_some()
+    }
+}
+
 /// The owner of a relation.
 pub fn owner(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     find(relation).map(|class| class.owner)

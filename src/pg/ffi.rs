@@ -41,6 +41,7 @@ mod raw {
             numparents: *mut *mut pg_sys::List,
         ) -> *mut pg_sys::List;
         pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+        pub fn RelationGetPartitionQual(relation: pg_sys::Relation) -> *mut pg_sys::List;
         pub fn die(signal: core::ffi::c_int);
         pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
         pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
@@ -109,6 +110,13 @@ pub unsafe fn find_all_inheritors(parent: pg_sys::Oid, lockmode: pg_sys::LOCKMOD
 pub unsafe fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List {
     // SAFETY: the caller keeps the C function's contract.
     unsafe { pg_guard_ffi_boundary(|| raw::get_partition_ancestors(relation)) }
+}
+
+/// # Safety
+/// `relation` is open; the result is a list of expressions, NIL unless it is a partition.
+pub unsafe fn partition_condition(relation: pg_sys::Relation) -> *mut pg_sys::List {
+    // SAFETY: the caller keeps the C function's contract.
+    unsafe { pg_guard_ffi_boundary(|| raw::RelationGetPartitionQual(relation)) }
 }
 
 /// # Safety

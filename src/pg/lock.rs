@@ -25,6 +25,38 @@ impl LockMode {
     }
 }
 
+/// How strong a lock of a row that is going to be updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowLock {
+    /// Goes together with the locks that foreign keys take on the rows that they refer to.
+    NoKeyUpdate,
+    /// Goes together with none: what foreign keys may refer to changes.
+    Update,
+}
+
+impl RowLock {
+    pub(super) fn mode(self) -> pg_sys::LockTupleMode::Type {
+        match self {
+            Self::NoKeyUpdate => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+            Self::Update => pg_sys::LockTupleMode::LockTupleExclusive,
+        }
+    }
+
+    /// As SELECT ... FOR takes it.
+    pub fn as_sql(self) -> &'static str {
+        match self {
+            Self::NoKeyUpdate => "no key update",
+            Self::Update => "update",
+        }
+    }
+}
+
+/// How long a session waits for a lock before it looks for a deadlock, which it then is the victim of.
+pub fn deadlock_timeout() -> Duration {
+    // SAFETY: reads a setting.
+    Duration::from_millis(unsafe { pg_sys::DeadlockTimeout }.max(0) as u64)
+}
+
 /// Locks a relation and all its partitions or inheritance children until the end of the transaction, waiting as
 /// `lock_timeout` allows. Returns them, the relation first.
 pub fn lock_tree(relation: pg_sys::Oid, mode: LockMode) -> Vec<pg_sys::Oid> {

@@ -2,6 +2,7 @@
 //! functions of these rooms.
 
 pub mod class;
+pub mod constraint;
 pub mod expr;
 pub mod extension;
 mod ffi;

@@ -1,4 +1,4 @@
-//! Scanning a table by ranges of blocks, and updating its rows without firing triggers.
+//! Scanning a table by ranges of blocks, and updating its rows without firing its users' triggers.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -8,12 +8,14 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::c_string;
-use super::ffi::{compute_stored_generated, get_partition_ancestors};
+use super::constraint::ConstraintTriggers;
+use super::ffi::{compute_stored_generated, get_partition_ancestors, partition_condition};
 use super::gate::Gate;
 use super::inspect::is_constant;
-use super::lock::LockMode;
+use super::lock::{LockMode, RowLock};
 use super::page::Destinations;
 use super::value::Value;
+use crate::error::Error;
 
 /// Where a row version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,8 +239,60 @@ impl Table {
         }
     }
 
+    /// An error if rows cannot be found by ranges of blocks, as all that we do with them demands.
+    pub fn check_access_method(&self) -> Result<(), Error> {
+        if self.kind() != 'r' {
+            return Ok(());
+        }
+        // SAFETY: a table of kind r has an access method; gives a palloc'ed string.
+        unsafe {
+            let method = &*(*self.relation).rd_tableam;
+            if method.scan_set_tidrange.is_some() && method.scan_getnextslot_tidrange.is_some() {
+                return Ok(());
+            }
+            let method = c_string(pg_sys::get_am_name(self.class().relam));
+            Err(Error::AccessMethod { relation: self.name(), method })
+        }
+    }
+
+    /// Whether SQL finds a row that the active snapshot sees.
+    pub fn has_rows(&self, _gate: &Gate) -> Result<bool, Error> {
+        let sql = std::ffi::CString::new(format!("select from only {} limit 1", self.name()))
+            .map_err(|error| Error::Spi(error.to_string()))?;
+        // SAFETY: connects and finishes around one statement, which, being read only, takes no snapshot of its own.
+        unsafe {
+            pg_sys::SPI_connect();
+            pg_sys::SPI_execute(sql.as_ptr(), true, 1);
+            let found = pg_sys::SPI_processed > 0;
+            pg_sys::SPI_finish();
+            Ok(found)
+        }
+    }
+
+    /// Whether one of the columns is part of a key that a foreign key could refer to.
+    pub(super) fn has_key_among(&self, columns: &[i16]) -> bool {
+        // SAFETY: the relation is open; the set is a copy.
+        unsafe {
+            let kind = pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY;
+            let key = pg_sys::RelationGetIndexAttrBitmap(self.relation, kind);
+            let found = columns.iter().any(|number| is_member(*number, key));
+            pg_sys::bms_free(key);
+            found
+        }
+    }
+
+    /// The lock that an update of these columns takes on a row.
+    pub fn update_lock(&self, columns: &[i16]) -> RowLock {
+        if self.has_key_among(columns) { RowLock::Update } else { RowLock::NoKeyUpdate }
+    }
+
     /// Reads the rows in a range of blocks that the active snapshot sees.
-    pub fn scan<E>(&self, blocks: Range<u32>, mut each: impl FnMut(&Row<'_>) -> Result<(), E>) -> Result<(), E> {
+    pub fn scan<E: From<Error>>(
+        &self,
+        blocks: Range<u32>,
+        mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.check_access_method()?;
         if blocks.is_empty() || self.kind() != 'r' {
             return Ok(());
         }
@@ -249,6 +303,7 @@ impl Table {
             let (Some(begin), Some(set_range), Some(next), Some(end)) =
                 (method.scan_begin, method.scan_set_tidrange, method.scan_getnextslot_tidrange, method.scan_end)
             else {
+                // Not after the check.
                 return Ok(());
             };
             let relation = self.relation;
@@ -336,8 +391,8 @@ pub enum Written {
     Gone,
 }
 
-/// Updates rows of one table as UPDATE does, except that it fires no triggers, applies no rules or policies, and never
-/// waits for a row lock.
+/// Updates rows of one table as UPDATE does, except that it fires none of its users' triggers, applies no rules or policies,
+/// and never waits for a row lock. What constraints demand of all rows together is checked by `finish`.
 pub struct Writer<'t> {
     table: &'t Table,
     state: *mut pg_sys::EState,
@@ -345,9 +400,11 @@ pub struct Writer<'t> {
     new: *mut pg_sys::TupleTableSlot,
     locked: *mut pg_sys::TupleTableSlot,
     columns: Vec<i16>,
+    lock: RowLock,
     destinations: &'t mut Destinations,
     has_generated: bool,
     checks: Checks,
+    triggers: Option<ConstraintTriggers>,
 }
 
 impl<'t> Writer<'t> {
@@ -371,6 +428,8 @@ impl<'t> Writer<'t> {
             let descriptor = (*table.raw()).rd_att;
             let constraints = (*descriptor).constr;
             let has_generated = !constraints.is_null() && (*constraints).has_generated_stored;
+            let generated = table.attributes().into_iter().filter(|(_, it)| it.generated).map(|(_, it)| it.number);
+            let written: Vec<i16> = columns.iter().copied().chain(generated).collect();
             Writer {
                 table,
                 state,
@@ -378,7 +437,9 @@ impl<'t> Writer<'t> {
                 new: pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual),
                 locked: pg_sys::table_slot_create(table.raw(), std::ptr::null_mut()),
                 has_generated,
-                checks: Checks::new(table, &columns, state),
+                lock: table.update_lock(&written),
+                checks: Checks::new(table, &written, state),
+                triggers: ConstraintTriggers::begin(table, &written, state, result),
                 columns,
                 destinations,
             }
@@ -412,6 +473,9 @@ impl<'t> Writer<'t> {
                 // Raises PostgreSQL's error.
                 pg_sys::ExecConstraints(self.result, new, self.state);
             }
+            if self.checks.partition {
+                pg_sys::ExecPartitionCheck(self.result, new, self.state, true);
+            }
             if row.is_on_page() {
                 self.destinations.aim(self.table);
             }
@@ -438,7 +502,17 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Locks a row that somebody else holds some lock on, if the two locks go together (as a foreign key's does).
+    /// Fires the triggers of constraints for what was written: an error if one is violated. A writer that wrote must come to
+    /// this or to the end of its transaction.
+    pub fn finish(mut self) {
+        if let Some(triggers) = self.triggers.take() {
+            // SAFETY: what ran since `new` has ended its queries.
+            unsafe { triggers.fire() }
+        }
+    }
+
+    /// Takes the lock that the update needs on a row that somebody else holds some lock on, if the two go together (as a
+    /// foreign key's does, unless the update changes the key).
     unsafe fn lock(&mut self, tid: &mut pg_sys::ItemPointerData) -> bool {
         // SAFETY: as in `write`.
         unsafe {
@@ -453,7 +527,7 @@ impl<'t> Writer<'t> {
                     (*state).es_snapshot,
                     slot,
                     (*state).es_output_cid,
-                    pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                    self.lock.mode(),
                     pg_sys::LockWaitPolicy::LockWaitSkip,
                     0,
                     &mut failure,
@@ -494,48 +568,45 @@ impl<'t> Writer<'t> {
                     &mut indexes,
                 )
             });
-            if result == pg_sys::TM_Result::TM_Ok && (*self.result).ri_NumIndices > 0 {
-                self.insert_index_entries(indexes);
+            if result == pg_sys::TM_Result::TM_Ok {
+                let has_indexes = (*self.result).ri_NumIndices > 0;
+                let doubts = if has_indexes { self.insert_index_entries(indexes) } else { std::ptr::null_mut() };
+                if let Some(triggers) = &self.triggers {
+                    triggers.queue(tid, slot, doubts);
+                }
             }
             result
         }
     }
 
+    /// Gives the indexes of constraints that can be deferred and may be violated.
     #[cfg(any(feature = "pg14", feature = "pg15"))]
-    unsafe fn insert_index_entries(&mut self, needed: bool) {
-        if needed {
-            let null = std::ptr::null_mut();
-            // SAFETY: as in `write`; indexes were opened in `new`.
-            unsafe {
-                pg_sys::ExecInsertIndexTuples(
-                    self.result,
-                    self.new,
-                    self.state,
-                    true,
-                    false,
-                    null,
-                    std::ptr::null_mut(),
-                );
-            }
+    unsafe fn insert_index_entries(&mut self, needed: bool) -> *mut pg_sys::List {
+        if !needed {
+            return std::ptr::null_mut();
         }
+        let (null, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: as in `write`; indexes were opened in `new`.
+        unsafe { pg_sys::ExecInsertIndexTuples(self.result, self.new, self.state, true, false, null, none) }
     }
 
     #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-    unsafe fn insert_index_entries(&mut self, needed: pg_sys::TU_UpdateIndexes::Type) {
-        if needed != pg_sys::TU_UpdateIndexes::TU_None {
-            // SAFETY: as in `write`; indexes were opened in `new`.
-            unsafe {
-                pg_sys::ExecInsertIndexTuples(
-                    self.result,
-                    self.new,
-                    self.state,
-                    true,
-                    false,
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    needed == pg_sys::TU_UpdateIndexes::TU_Summarizing,
-                );
-            }
+    unsafe fn insert_index_entries(&mut self, needed: pg_sys::TU_UpdateIndexes::Type) -> *mut pg_sys::List {
+        if needed == pg_sys::TU_UpdateIndexes::TU_None {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: as in `write`; indexes were opened in `new`.
+        unsafe {
+            pg_sys::ExecInsertIndexTuples(
+                self.result,
+                self.new,
+                self.state,
+                true,
+                false,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                needed == pg_sys::TU_UpdateIndexes::TU_Summarizing,
+            )
         }
     }
 }
@@ -560,40 +631,42 @@ impl Drop for Writer<'_> {
 struct Checks {
     expressions: Vec<*mut pg_sys::ExprState>,
     not_null: Vec<i16>,
+    /// Whether a row may belong to another partition.
+    partition: bool,
 }
 
 impl Checks {
     /// # Safety
     /// `state` lives as long as the result.
-    unsafe fn new(table: &Table, columns: &[i16], state: *mut pg_sys::EState) -> Checks {
+    unsafe fn new(table: &Table, written: &[i16], state: *mut pg_sys::EState) -> Checks {
         let attributes = table.attributes();
-        let generated = attributes.iter().filter(|(_, attribute)| attribute.generated).map(|(_, it)| it.number);
-        let written: Vec<i16> = columns.iter().copied().chain(generated).collect();
         let not_null = attributes
             .iter()
             .filter(|(_, attribute)| attribute.not_null && written.contains(&attribute.number))
             .map(|(_, attribute)| attribute.number)
             .collect();
-        let mut expressions = Vec::new();
+        let (mut expressions, mut partition) = (Vec::new(), false);
         // SAFETY: the array has `num_check` elements, each with its expression as text that PostgreSQL wrote.
         unsafe {
+            // Number 0 stands for the whole row.
+            let concerns = |expression: *mut pg_sys::Node| {
+                let mut mentioned: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+                pg_sys::pull_varattnos(expression, 1, &mut mentioned);
+                written.iter().chain([&0]).any(|number| is_member(*number, mentioned))
+            };
+            if table.is_partition() {
+                partition = concerns(partition_condition(table.raw()).cast());
+            }
             let constraints = (*(*table.raw()).rd_att).constr;
             let count = if constraints.is_null() { 0 } else { (*constraints).num_check as usize };
             for index in 0..count {
                 let expression = pg_sys::stringToNode((*(*constraints).check.add(index)).ccbin);
-                let mut mentioned: *mut pg_sys::Bitmapset = std::ptr::null_mut();
-                pg_sys::pull_varattnos(expression.cast(), 1, &mut mentioned);
-                // Number 0 stands for the whole row.
-                let concerned = written.iter().chain([&0]).any(|number| {
-                    let member = i32::from(*number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
-                    pg_sys::bms_is_member(member, mentioned)
-                });
-                if concerned {
+                if concerns(expression.cast()) {
                     expressions.push(pg_sys::ExecPrepareExpr(expression.cast(), state));
                 }
             }
         }
-        Checks { expressions, not_null }
+        Checks { expressions, not_null, partition }
     }
 
     /// # Safety
@@ -613,6 +686,15 @@ impl Checks {
                 && self.expressions.iter().all(|expression| pg_sys::ExecCheck(*expression, context))
         }
     }
+}
+
+/// Whether a column is in a set of columns, as PostgreSQL has them.
+///
+/// # Safety
+/// The set is NULL or valid.
+unsafe fn is_member(number: i16, columns: *const pg_sys::Bitmapset) -> bool {
+    // SAFETY: the caller vouches for the set.
+    unsafe { pg_sys::bms_is_member(i32::from(number) - pg_sys::FirstLowInvalidHeapAttributeNumber, columns) }
 }
 
 /// The columns of the table's primary key, in its order.

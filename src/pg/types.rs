@@ -195,7 +195,7 @@ impl ColumnType {
             return true;
         }
         if self.by_value {
-            return false;
+            return self.stored_bits(left) == self.stored_bits(right);
         }
         // SAFETY: both datums are of this type, and so of its length.
         unsafe {
@@ -223,7 +223,7 @@ impl ColumnType {
         // SAFETY: the datum is of this type, and so of its length.
         unsafe {
             match self.len {
-                _ if self.by_value => datum.value().hash(hasher),
+                _ if self.by_value => self.stored_bits(datum).hash(hasher),
                 -1 => {
                     let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
                     let size = varlena::varsize_any(stored);
@@ -236,6 +236,16 @@ impl ColumnType {
                 -2 => core::ffi::CStr::from_ptr(datum.cast_mut_ptr()).hash(hasher),
                 len => std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), len as usize).hash(hasher),
             }
+        }
+    }
+
+    /// What of a by-value datum is the value: how the rest is filled depends on where it comes from.
+    fn stored_bits(&self, datum: pg_sys::Datum) -> usize {
+        match self.len {
+            1 => datum.value() & 0xff,
+            2 => datum.value() & 0xffff,
+            4 => datum.value() & 0xffff_ffff,
+            _ => datum.value(),
         }
     }
 

@@ -600,7 +600,7 @@ fn without_the_launcher_others_go_on_with_what_is_left() {
 }
 
 #[test]
-fn locks_and_deadlocks_are_tried_again() {
+fn locks_are_tried_again_before_anybody_sees_a_deadlock() {
     let mut db = address(Session::new(), 10_000);
     db.run("CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)");
     db.run(
@@ -617,8 +617,8 @@ fn locks_and_deadlocks_are_tried_again() {
     let events = "SELECT count(*), max((detail->>'count')::int) > 3, min(detail->>'error'), bool_and(at <= (detail->>'last_at')::timestamptz)
         FROM zdd.events WHERE event = 'retried' AND detail->>'sqlstate' = ";
     wait_for(&mut db, &format!("{events}'55P03'"), "1|t|canceling statement due to lock timeout|t");
-    // A deadlock: the worker has the table and wants the counter, the other one the other way round.
-    other.run("COMMIT; SET deadlock_timeout = '100s'; BEGIN; LOCK TABLE counter");
+    // The worker has the table and wants the counter, the other one the other way round: the worker gives way.
+    other.run("COMMIT; BEGIN; LOCK TABLE counter");
     wait_for(
         &mut db,
         "SELECT count(*) FROM pg_stat_activity WHERE pid IN (SELECT pid FROM zdd.workers) AND wait_event_type = 'Lock'",
@@ -626,12 +626,11 @@ fn locks_and_deadlocks_are_tried_again() {
     );
     other.run("LOCK TABLE address IN SHARE MODE");
     other.run("COMMIT");
-    wait_for(&mut db, "SELECT last_error FROM zdd.progress", "deadlock detected");
-    assert_eq!(db.text(&format!("{events}'40P01'")), "1|f|deadlock detected|~");
     let_go(&mut db);
     db.run(EXPANDED);
     check_expanded(&mut db, 10_000, 10_000);
-    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+    let others = "SELECT * FROM zdd.events WHERE event = 'error' OR detail->>'sqlstate' <> '55P03'";
+    assert_eq!(db.text(others), "");
 }
 
 #[test]
