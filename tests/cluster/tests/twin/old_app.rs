@@ -332,17 +332,18 @@ impl<'a> OldApp<'a> {
             let (value, region, id) = (self.value(), self.region(), self.fresh());
             lines += &format!("{}\t{id}\t{region}\n", escaped(&value));
         }
-        Act::Copy(format!("COPY {table} ({source}, id, region) FROM STDIN"), lines)
+        Act::Copy(format!("COPY {table} ({source}, id, region)"), lines)
     }
 
     /// What the new application writes is what the old one would, joined.
     fn write_of_new_application(&mut self) -> Act {
         let Shape { table, source, .. } = *self.shape;
         let id = self.id();
-        let values = self.rule.targets.iter().map(|target| {
-            let cast = target.type_name;
-            format!("{}::{cast}", quoted(&target.some_value(&mut self.rng)))
-        });
+        let values = self
+            .rule
+            .targets
+            .iter()
+            .map(|target| format!("{}::{}", quoted(&target.some_value(&mut self.rng)), target.type_name));
         let values: Vec<String> = values.collect();
         let names = self.rule.target_names();
         let set: Vec<String> = names.iter().zip(&values).map(|(name, value)| format!("{name} = {value}")).collect();
@@ -437,7 +438,8 @@ impl<'a> OldApp<'a> {
                 .map(|index| (index, literal(self.shape.kind, &self.shape.kind.value(&mut self.rng)))),
         };
         let sql = match self.rng.u8(..4) {
-            0 => format!(
+            // An upsert that gives a new side and no old one would be the new application's.
+            0 if star.is_none() => format!(
                 "INSERT INTO {table} (id, $columns) VALUES ({id}, $values) ON CONFLICT ({}) DO UPDATE SET $excluded",
                 self.shape.key
             ),
@@ -502,11 +504,12 @@ pub fn stage(rng: &mut Rng) -> Stage {
         change(&mut app, &[Verb::Rollback]);
         (app.split, app.expanded, app.star) = (false, false, false);
         app.statements(10);
+        app.end_all();
+        app.steps.push(Step::Compare);
     } else {
+        // Nobody needs the old column any more.
         change(&mut app, &[Verb::AwaitExpanded, Verb::Fence]);
     }
-    app.end_all();
-    app.steps.push(Step::Compare);
     let steps = app.steps;
     Stage { shape, rule, settings, renewal: Vec::new(), steps }
 }

@@ -24,7 +24,7 @@ pub enum Act {
         table: String,
         twin: String,
     },
-    /// COPY … FROM STDIN with these lines.
+    /// COPY of these lines.
     Copy(String, String),
     /// BEGIN and the like. Nothing within a transaction.
     Begin(&'static str),

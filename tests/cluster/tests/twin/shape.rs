@@ -39,6 +39,8 @@ pub struct Shape {
     pub lookup: bool,
     /// A view on the table.
     pub view: bool,
+    /// Whether rights on the table are those on its columns.
+    pub by_column: bool,
     /// Whether triggers or rules look at the old column: writes of the new application then are not those of the old one.
     pub watched: bool,
     /// Whether the old column stands alone: a table that never had it is then the same table.
@@ -79,6 +81,7 @@ impl Shape {
             child: false,
             lookup: false,
             view: false,
+            by_column: false,
             watched: false,
             renewable,
             ddl: Vec::new(),
@@ -187,7 +190,13 @@ impl Shape {
                 self.add("GRANT ALL ON app.item_x TO twin_app");
             }
         }
-        self.add("ALTER TABLE $t OWNER TO twin_owner");
+        self.add(
+            "DO $do$ DECLARE part regclass; BEGIN
+               FOR part IN SELECT relid FROM pg_partition_tree('$t') UNION SELECT '$t'::regclass LOOP
+                 EXECUTE format('ALTER TABLE %s OWNER TO twin_owner', part);
+               END LOOP;
+             END $do$",
+        );
     }
 
     /// A partition whose columns have other numbers.
@@ -202,7 +211,6 @@ impl Shape {
         for junk in ["junk", "junk2", "junk3"] {
             self.add(format!("ALTER TABLE {name} DROP COLUMN IF EXISTS {junk}"));
         }
-        self.add(format!("ALTER TABLE {name} OWNER TO twin_owner"));
         self.add(format!("ALTER TABLE $t ATTACH PARTITION {name} {values}"));
     }
 
@@ -221,7 +229,7 @@ impl Shape {
             self.add(format!("ALTER TABLE $t ADD CONSTRAINT source_check CHECK ({check})"));
         }
         let within = match self.layout {
-            Layout::List => ", region",
+            Layout::List => ", region, id",
             Layout::Hash => ", id",
             _ => "",
         };
@@ -359,7 +367,8 @@ impl Shape {
 
     fn rights_ddl(&mut self, rng: &mut Rng) {
         self.add("GRANT USAGE ON ALL SEQUENCES IN SCHEMA app TO twin_owner, twin_app");
-        if one_in(rng, 4) {
+        self.by_column = one_in(rng, 4);
+        if self.by_column {
             let columns = self.columns.join(", ");
             let rights = ["SELECT", "INSERT", "UPDATE"].map(|right| format!("{right} ({columns})")).join(", ");
             self.add(format!("GRANT {rights}, DELETE ON $t TO twin_app"));

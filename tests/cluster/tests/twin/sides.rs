@@ -1,6 +1,5 @@
 //! The table and its twin: the same applications on both, each a connection of its own, in an order that the test fixes.
 
-use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -55,18 +54,10 @@ impl Outcome {
     }
 }
 
-/// What an application sends.
-#[derive(Clone, Debug)]
-pub enum Request {
-    Sql(String),
-    /// COPY … FROM STDIN with these lines.
-    Copy(String, String),
-}
-
 /// One application's connection, in a thread of its own: a statement may have to wait for another application.
 struct App {
     pid: i32,
-    requests: Sender<Request>,
+    requests: Sender<String>,
     outcomes: Receiver<Outcome>,
 }
 
@@ -74,14 +65,11 @@ impl App {
     fn new(mut session: Session, settings: &str) -> App {
         let pid = session.pid();
         session.run(settings);
-        let ((requests, incoming), (outgoing, outcomes)) = (channel::<Request>(), channel());
+        let ((requests, incoming), (outgoing, outcomes)) = (channel::<String>(), channel());
         std::thread::spawn(move || {
-            for request in incoming {
-                let result = match &request {
-                    Request::Sql(sql) => simple(&mut session.client, sql),
-                    Request::Copy(sql, lines) => copy(&mut session.client, sql, lines),
-                };
-                if outgoing.send(result.unwrap_or_else(|error| failure(&error))).is_err() {
+            for sql in incoming {
+                let outcome = answer(&mut session.client, &sql).unwrap_or_else(|error| failure(&error));
+                if outgoing.send(outcome).is_err() {
                     break;
                 }
             }
@@ -90,7 +78,7 @@ impl App {
     }
 }
 
-fn simple(client: &mut Client, sql: &str) -> Result<Outcome, postgres::Error> {
+fn answer(client: &mut Client, sql: &str) -> Result<Outcome, postgres::Error> {
     let (mut total, mut rows) = (0, Vec::new());
     for message in client.simple_query(sql)? {
         match message {
@@ -102,13 +90,6 @@ fn simple(client: &mut Client, sql: &str) -> Result<Outcome, postgres::Error> {
         }
     }
     Ok(Outcome::Done { count: total, rows })
-}
-
-fn copy(client: &mut Client, sql: &str, lines: &str) -> Result<Outcome, postgres::Error> {
-    let mut writer = client.copy_in(sql)?;
-    // What is wrong with the lines is said at the end.
-    let _ = writer.write_all(lines.as_bytes());
-    Ok(Outcome::Done { count: writer.finish()?, rows: Vec::new() })
 }
 
 fn failure(error: &postgres::Error) -> Outcome {
@@ -145,9 +126,9 @@ impl Side {
     }
 
     /// Sends a statement of an application.
-    pub fn send(&mut self, app: usize, request: &Request) {
+    pub fn send(&mut self, app: usize, sql: &str) {
         // If its thread is gone, so is its answer.
-        let _ = self.apps[app].requests.send(request.clone());
+        let _ = self.apps[app].requests.send(sql.to_owned());
     }
 
     /// Waits until the statement has ended or waits for another application; through waits for anybody else.
@@ -182,7 +163,7 @@ impl Side {
 
     /// What the table holds, in a fixed order.
     pub fn contents(&mut self, table: &str, columns: &str) -> Vec<String> {
-        let sql = format!("SELECT t::text FROM (SELECT {columns} FROM {table}) AS t ORDER BY 1 COLLATE \"C\"");
+        let sql = format!("SELECT t::text FROM (SELECT {columns} FROM {table}) AS t ORDER BY t::text COLLATE \"C\"");
         self.db.text(&sql).lines().map(str::to_owned).collect()
     }
 

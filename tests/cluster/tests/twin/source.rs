@@ -87,6 +87,14 @@ impl Target {
         if one_in(rng, 7) { None } else { Some((self.value)(rng)) }
     }
 
+    /// The type that a literal is cast to where PostgreSQL cannot tell it: without a length, which would cut it off.
+    pub fn cast(&self) -> &str {
+        match self.type_name.split([' ', '(']).next().unwrap_or_default() {
+            "char" => "bpchar",
+            cast => cast,
+        }
+    }
+
     /// Never NULL.
     pub fn some_value(&self, rng: &mut Rng) -> String {
         (self.value)(rng)
