@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use pg_zdd_cluster::postgres::{self, Client, SimpleQueryMessage};
 use pg_zdd_cluster::session::Session;
 
+use super::sought;
+
 /// What an application that is blocked for this long waits for will never come.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A statement that takes longer than this may be waiting for another application.
@@ -48,7 +50,7 @@ impl Outcome {
             (
                 Outcome::Failed { code, constraint, column, .. },
                 Outcome::Failed { code: c, constraint: n, column: l, .. },
-            ) => (code, constraint, column) == (c, n, l),
+            ) => (code, constraint) == (c, n) && (column == l || !sought::ERROR_FIELDS),
             _ => false,
         }
     }

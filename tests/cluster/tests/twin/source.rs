@@ -2,7 +2,7 @@
 
 use pg_zdd_cluster::fastrand::Rng;
 
-use super::{KNOWN_FAULTS, one_in, pick};
+use super::{one_in, pick, sought};
 
 /// What an application writes; `None` is NULL.
 pub type Value = Option<String>;
@@ -65,19 +65,18 @@ impl Kind {
     pub fn rule(&self, rng: &mut Rng) -> Rule {
         let mut rule = (self.rule)(rng);
         rule.conflict = pick(rng, &["new", "old", "error"]);
-        let first = rule.targets[0].type_name;
-        if self.is_text && one_in(rng, 3) && ["text", "varchar", "citext"].iter().any(|text| first.starts_with(text)) {
+        let holds_text = |it: &Target| ["text", "varchar", "citext"].iter().any(|text| it.type_name.starts_with(text));
+        if self.is_text && one_in(rng, 3) && holds_text(&rule.targets[0]) {
             rule.unmatched = "whole";
         }
         for target in &mut rule.targets {
             target.not_null = one_in(rng, 3);
-            if one_in(rng, 6) {
-                target.default = Some(if target.type_name.starts_with("int") { "7" } else { "'new'" });
+            if one_in(rng, 6) && target.type_name == "int" {
+                target.default = Some("7");
+            } else if one_in(rng, 6) && holds_text(target) {
+                target.default = Some("'new'");
             }
         }
-        let numbered =
-            |target: &Target| ["int", "text", "varchar", "citext"].iter().any(|it| target.type_name.starts_with(it));
-        rule.targets.iter_mut().filter(|target| !numbered(target)).for_each(|target| target.default = None);
         rule
     }
 }
@@ -282,7 +281,7 @@ fn integer(rng: &mut Rng) -> String {
 }
 
 fn odd_integer(rng: &mut Rng) -> String {
-    pick(rng, &["2147483647", "-2147483648", "0"]).to_string()
+    pick(rng, &["2000000000", "-2000000000", "0"]).to_string()
 }
 
 fn integer_rule(_: &mut Rng) -> Rule {
@@ -328,12 +327,11 @@ fn json_rule(_: &mut Rng) -> Rule {
 }
 
 fn range(rng: &mut Rng) -> String {
-    let low = rng.i32(-50..50);
-    format!("[{low},{})", low + rng.i32(1..50))
+    format!("[{},{})", rng.i32(-50..50), rng.i32(200..250))
 }
 
 fn odd_range(rng: &mut Rng) -> String {
-    pick(rng, &["empty", "(,)", "[5,]"]).to_string()
+    pick(rng, &["empty", "(,)", "[5,]", "[,200)"]).to_string()
 }
 
 fn range_rule(_: &mut Rng) -> Rule {
@@ -467,7 +465,7 @@ pub fn any_kind(rng: &mut Rng, roomy: bool) -> &'static Kind {
         let kind = &TEXTS[rng.usize(..TEXTS.len())];
         return if roomy && kind.definition.ends_with("0)") { &TEXTS[0] } else { kind };
     }
-    let unsigned = if KNOWN_FAULTS { UNSIGNED.len() } else { 0 };
+    let unsigned = if sought::LARGE_UNSIGNED { UNSIGNED.len() } else { 0 };
     match rng.usize(..OTHERS.len() + unsigned) {
         index if index < OTHERS.len() => &OTHERS[index],
         index => &UNSIGNED[index - OTHERS.len()],
