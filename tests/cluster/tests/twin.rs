@@ -91,25 +91,17 @@ fn test(name: &str, stage: impl Fn(&mut Rng) -> Stage) {
     let (mut databases, mut seed, mut statements) = (databases(), first, 0);
     loop {
         let stage = stage(&mut Rng::with_seed(seed));
-        let t0 = Instant::now();
         match play(&mut databases, &stage, &stage.steps) {
-            Ok(count) => {
-                eprintln!("{name} {seed}: {count} {:?}", t0.elapsed());
-                statements += count
-            }
+            Ok(count) => statements += count,
             Err(difference) => {
                 eprintln!("{name}: PG_ZDD_SEED={seed}, step {}: {}", difference.step, difference.text);
-                if std::env::var_os("KEEP_GOING").is_some() {
-                    eprintln!("   at {:?}", stage.steps[difference.step]);
-                } else {
-                    let (steps, difference) = shrink(&mut databases, &stage, difference);
-                    panic!(
-                        "{name}: PG_ZDD_SEED={seed}\n{}\n\nstep {}: {}\n",
-                        stage.describe(&steps),
-                        difference.step,
-                        difference.text
-                    );
-                }
+                let (steps, difference) = shrink(&mut databases, &stage, difference);
+                panic!(
+                    "{name}: PG_ZDD_SEED={seed}\n{}\n\nstep {}: {}\n",
+                    stage.describe(&steps),
+                    difference.step,
+                    difference.text
+                );
             }
         }
         seed += 1;

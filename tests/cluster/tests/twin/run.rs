@@ -90,16 +90,11 @@ pub fn play(databases: &mut [Session; 2], stage: &Stage, steps: &[Step]) -> Resu
 
 impl Play<'_> {
     fn step(&mut self, number: usize, step: &Step) -> Checked {
-        let t0 = std::time::Instant::now();
-        let r = match step {
+        match step {
             Step::App(app, act) => self.act(*app, act, number),
             Step::Change(verb) => self.change(*verb),
             Step::Compare => self.compare(),
-        };
-        if t0.elapsed().as_millis() > 30 {
-            eprintln!("  {number} {:?} {}", t0.elapsed(), format!("{step:?}").chars().take(100).collect::<String>());
         }
-        r
     }
 
     fn act(&mut self, app: usize, act: &Act, number: usize) -> Checked {
