@@ -336,6 +336,21 @@ fn check_kinds(change: &Change, members: &[Oid]) -> Result<(), Error> {
         let message = format!("{} is a foreign table: its rows cannot be kept in sync.", class::name(table));
         return refuse(change, message, WAIT);
     }
+    let sql = "select c.oid, a.amhandler::oid from pg_class as c join pg_am as a on a.oid = c.relam
+        where c.oid = any ($1) and c.relkind = 'r' and a.amhandler <> 'heap_tableam_handler'::regproc";
+    let methods = query(sql, &[members.to_vec().into()], |row| Ok((row.get::<Oid>(1)?, row.get::<Oid>(2)?)))?;
+    for (table, handler) in methods.into_iter().filter_map(|(table, handler)| table.zip(handler)) {
+        if !class::has_tid_range_scans(handler) {
+            return refuse(
+                change,
+                format!(
+                    "The access method of {} has no TID range scans: its rows cannot be split.",
+                    class::name(table)
+                ),
+                "Do without such a partition until the change is over.",
+            );
+        }
+    }
     let columns: Vec<&str> = change
         .rule
         .targets

@@ -153,7 +153,7 @@ fn write(
         }
         Ok::<_, Error>(())
     });
-    writer.finish();
+    writer.finish(gate);
     scanned?;
     room.inspect(|last| last.publish(table, visit));
     if visit.done > visit.blocks.start {

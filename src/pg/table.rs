@@ -504,7 +504,7 @@ impl<'t> Writer<'t> {
 
     /// Fires the triggers of constraints for what was written: an error if one is violated. A writer that wrote must come to
     /// this or to the end of its transaction.
-    pub fn finish(mut self) {
+    pub fn finish(mut self, _gate: &Gate) {
         if let Some(triggers) = self.triggers.take() {
             // SAFETY: what ran since `new` has ended its queries.
             unsafe { triggers.fire() }

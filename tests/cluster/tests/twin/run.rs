@@ -167,7 +167,7 @@ impl Play<'_> {
             if !self.apps[other].in_transaction {
                 continue;
             }
-            let end = if (number + other) % 3 == 0 { "ROLLBACK" } else { "COMMIT" };
+            let end = if (number + other).is_multiple_of(3) { "ROLLBACK" } else { "COMMIT" };
             self.act(other, &Act::End(end), number)?;
             waits = [self.table.wait(app)?, self.twin.wait(app)?];
         }
@@ -203,7 +203,7 @@ impl Play<'_> {
     /// What the twin was told at once comes when the others are out of the way, unless they have taken the row away.
     fn fail_late(&mut self, app: usize, twin: Outcome, number: usize) -> Checked<Option<[Outcome; 2]>> {
         for other in (0..self.apps.len()).filter(|other| *other != app) {
-            self.act(other, &Act::End(if number % 3 == 0 { "ROLLBACK" } else { "COMMIT" }), number)?;
+            self.act(other, &Act::End(if number.is_multiple_of(3) { "ROLLBACK" } else { "COMMIT" }), number)?;
         }
         match self.table.wait(app)? {
             Wait::Over(table) if is_violation(&table) || matches!(table, Outcome::Done { count: 0, .. }) => {

@@ -169,7 +169,8 @@ impl Shape {
         };
         let dropped: Vec<String> = definitions
             .iter()
-            .filter_map(|it| it.starts_with("dropped").then(|| it.split(' ').next().unwrap_or_default().to_owned()))
+            .filter(|it| it.starts_with("dropped"))
+            .map(|it| it.split(' ').next().unwrap_or_default().to_owned())
             .collect();
         self.add(format!("CREATE TABLE $t ({}, PRIMARY KEY ({})){by}", definitions.join(", "), self.key));
         for name in dropped {

@@ -124,7 +124,10 @@ impl Rule {
     }
 }
 
-fn rule(targets: &[(&'static str, &'static str, fn(&mut Rng) -> String)], how: &str, joined: &'static str) -> Rule {
+/// A new column: its name, its type, and what makes values for it.
+type Column = (&'static str, &'static str, fn(&mut Rng) -> String);
+
+fn rule(targets: &[Column], how: &str, joined: &'static str) -> Rule {
     let target = |&(name, type_name, value): &(&'static str, &'static str, fn(&mut Rng) -> String)| Target {
         name,
         type_name,
