@@ -471,11 +471,19 @@ fn check_unmanaged_triggers(relation: Oid, known: &[String], made: bool) -> Resu
             );
         }
         let owner = class::owner(relation).unwrap_or_default();
-        if made && !(known.is_empty() && acts_for(current_role(), owner)) {
+        if made && !(known.is_empty() && is_restored(relation, &trigger, &rule) && acts_for(current_role(), owner)) {
             return Err(Error::StrangeTrigger { trigger, relation: class::name(relation) });
         }
     }
     Ok(())
+}
+
+/// Whether a sync trigger is one that pg_zdd has made in the database that this one was dumped from: it has the name that its
+/// rule gives it, and the table has the columns.
+fn is_restored(relation: Oid, trigger: &str, rule: &str) -> bool {
+    let Ok(rule) = Rule::from_json(rule) else { return false };
+    let mut columns = rule.targets.iter().map(|target| target.name.as_str()).chain([rule.source.current_name()]);
+    trigger_name(&rule.change) == trigger && columns.all(|name| class::column_type(relation, name).is_some())
 }
 
 /// A change whose rule uses an object, by the dependency of its sync trigger.

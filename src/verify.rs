@@ -12,7 +12,7 @@ use crate::error::{Error, shortened};
 use crate::pg::gate::as_owner;
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{LockMode, tree};
-use crate::pg::memory::Memory;
+use crate::pg::memory::{Caller, Memory};
 use crate::pg::session::with_latest_snapshot;
 use crate::pg::table::{Row, Table, Tid, primary_key};
 use crate::pg::value::{Passed, Value, Values};
@@ -182,6 +182,7 @@ pub type MismatchRow = (pg_sys::Oid, Option<Passed>, pg_sys::ItemPointerData, Op
 
 /// The rows behind the counts.
 pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
+    let caller = Caller::current();
     let (mut all, mut lossy) = (Vec::new(), Vec::new());
     for relation in tables(change.relation) {
         find(change, &open(relation, LockMode::AccessShare)?, max_rows, &mut all, &mut lossy)?;
@@ -195,7 +196,7 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
         let object = |names: &[String]| {
             let pairs: Vec<String> =
                 names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
-            format!("pg_catalog.jsonb_build_object({})::text", pairs.join(", "))
+            format!("pg_catalog.jsonb_build_object({})", pairs.join(", "))
         };
         let key: Vec<String> =
             primary_key(&table).into_iter().filter_map(|number| table.attribute_name(number)).collect();
@@ -213,14 +214,11 @@ pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, 
                 // Rows may have gone since they were looked at.
                 let tid = row.get::<pg_sys::ItemPointerData>(4)?.map(Tid::unpack);
                 let Some(mismatch) = found.iter().find(|mismatch| Some(mismatch.tid) == tid) else { return Ok(()) };
-                result.push((
-                    mismatch.relation,
-                    row.get(1)?,
-                    mismatch.tid.pack(),
-                    row.get(2)?,
-                    row.get(3)?,
-                    mismatch.kind.to_owned(),
-                ));
+                // The query's own memory goes with the query.
+                let (key, source, targets) =
+                    caller.enter(|| Ok::<_, Error>((row.get(1)?, row.get(2)?, row.get(3)?)))?;
+                let (tid, kind) = (mismatch.tid.pack(), mismatch.kind.to_owned());
+                result.push((mismatch.relation, key, tid, source, targets, kind));
                 Ok(())
             })
         })?;

@@ -60,6 +60,28 @@ impl Memory {
     }
 }
 
+/// The memory context that was current when it was noted: for what has to outlive a query that is run meanwhile.
+#[derive(Clone, Copy)]
+pub struct Caller(pg_sys::MemoryContext);
+
+impl Caller {
+    pub fn current() -> Caller {
+        // SAFETY: reads a backend variable.
+        Caller(unsafe { pg_sys::CurrentMemoryContext })
+    }
+
+    /// Runs `f` with it as the current context.
+    pub fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: it belongs to somebody who called us, and so is still there.
+        unsafe {
+            let saved = pg_sys::MemoryContextSwitchTo(self.0);
+            let result = f();
+            pg_sys::MemoryContextSwitchTo(saved);
+            result
+        }
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         // During an error the abort of the (sub)transaction deletes it with its parent.

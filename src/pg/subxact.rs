@@ -68,9 +68,14 @@ impl Caught {
         !self.is_of_class(&[*b"53", *b"54", *b"57", *b"58", *b"XX", *b"40", *b"25"])
     }
 
-    /// Whether the code of a rule says by it that it does not accept a value: a data exception, or RAISE without an SQLSTATE.
+    /// Whether the code of a rule says by it that it does not accept a value: a data exception, RAISE without an SQLSTATE, or
+    /// what PostgreSQL says of NaN and infinity where they have no place.
     pub fn is_rejection(&self) -> bool {
-        self.is_of_class(&[*b"22"]) || self.code() == PgSqlErrorCode::ERRCODE_RAISE_EXCEPTION
+        self.is_of_class(&[*b"22"])
+            || matches!(
+                self.code(),
+                PgSqlErrorCode::ERRCODE_RAISE_EXCEPTION | PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+            )
     }
 
     /// Whether a constraint is violated.

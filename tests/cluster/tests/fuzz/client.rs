@@ -165,7 +165,9 @@ impl<'s, 'c> Talker<'s, 'c> {
         if failure.as_ref().is_some_and(|failure| failure.state == Failure::LOST) {
             return false;
         }
-        if error.is_none() && statement.kind.starts_with("zdd._") && line.role != Role::Superuser {
+        // A block that catches errors has none.
+        let is_caught = sql.contains("EXCEPTION WHEN");
+        if error.is_none() && !is_caught && statement.kind.starts_with("zdd._") && line.role != Role::Superuser {
             let title = format!("{} answers those who are no superuser", statement.kind);
             self.stage.judge.finds(&title, &format!("{}: {sql}", line.role.name()));
         }
