@@ -87,7 +87,7 @@ fn test(name: &str, stage: impl Fn(&mut Rng) -> Stage) {
     let soak = Duration::from_secs(setting("PG_ZDD_SOAK_SECONDS").unwrap_or(0));
     let replayed = setting("PG_ZDD_SEED");
     // The same runs each time, unless more are asked for.
-    let first = replayed.unwrap_or_else(|| if soak.is_zero() { 1 } else { fastrand::u64(..1 << 40) });
+    let first = replayed.unwrap_or_else(|| if soak.is_zero() { 300 } else { fastrand::u64(..1 << 40) });
     let started = Instant::now();
     let (mut databases, mut seed, mut statements) = (databases(), first, 0);
     loop {
