@@ -1,6 +1,8 @@
 //! Tests of the rooms in `pg` and of what is built on them, inside a server. What needs commits or several sessions is
 //! tested from outside, in tests/.
 
+#![allow(clippy::disallowed_methods)]
+
 #[pgrx::pg_schema]
 mod tests {
     use pgrx::prelude::*;

@@ -5,6 +5,8 @@
 //! Whatever plans, evaluates or executes for a user's object takes a [`Gate`], which only [`as_owner`] hands out. So a
 //! call outside of it does not compile.
 
+#![allow(clippy::disallowed_methods)] // The SQL of others goes out from here.
+
 use std::marker::PhantomData;
 
 use pgrx::datum::DatumWithOid;

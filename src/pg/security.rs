@@ -1,5 +1,7 @@
 //! Who acts: roles, their rights, and whose rights count right now.
 
+#![allow(clippy::disallowed_methods)] // Our own SQL goes out from here.
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
