@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, shown};
 use crate::pg::expr::Expressions;
-use crate::pg::gate::{Gate, as_owner};
+use crate::pg::gate::{Gate, as_owner, as_owner_for_row};
 use crate::pg::inspect::ObjectId;
 use crate::pg::lock::LockMode;
 use crate::pg::lock::check_for_interrupts;
@@ -239,7 +239,7 @@ impl Binding {
                     })
             }
             Splitting::Sql(expressions) => {
-                match catch(|| as_owner(self.owner, |gate| expressions.evaluate(gate, &[source], targets))) {
+                match catch(|| as_owner_for_row(self.owner, |gate| expressions.evaluate(gate, &[source], targets))) {
                     Ok(()) => true,
                     Err(error) if error.is_rejection() => false,
                     Err(error) => error.rethrow(),
@@ -276,12 +276,12 @@ impl Binding {
             })??,
             Joining::Sql(expressions) => {
                 let mut result = Values::new();
-                as_owner(self.owner, |gate| expressions.evaluate(gate, targets, &mut result));
+                as_owner_for_row(self.owner, |gate| expressions.evaluate(gate, targets, &mut result));
                 result.first().copied().unwrap_or(Value::NULL)
             }
         };
         if self.source_has_constraints {
-            as_owner(self.owner, |gate| self.source.column_type.check_domain(gate, source));
+            as_owner_for_row(self.owner, |gate| self.source.column_type.check_domain(gate, source));
         }
         Ok(source)
     }

@@ -158,7 +158,7 @@ mod tests {
         waits(&slot, "backlog of replication slot, which cannot be read: no");
         let checkpoint = Signals { checkpoint_distance: Err("no".into()), ..calm() };
         waits(&checkpoint, "checkpoint, which cannot be read: no");
-        waits(&Signals { condition: Err("no".into()), ..calm() }, "run_if, which cannot be read: no");
+        waits(&Signals { condition: Err("no".into()), ..calm() }, "run_if, which cannot be evaluated: see last_error");
     }
 
     #[test]

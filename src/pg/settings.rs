@@ -57,6 +57,9 @@ impl Pin {
     /// All but the search_path.
     pub const ALL_BUT_SEARCH_PATH: &'static [Pin] = Self::ALL.split_at(1).1;
 
+    /// The search_path.
+    pub const SEARCH_PATH: &'static [Pin] = Self::ALL.split_at(1).0;
+
     /// What the text of a statement of our own means.
     pub const SYNTAX: &'static [Pin] = Self::ALL.split_at(5).0;
 }

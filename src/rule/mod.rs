@@ -327,7 +327,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_stored_format_does_not_change() {
-        let json = r#"{"version":1,"id":7,"change":"address.street","source":{"name":"street","type":"text"},"targets":[{"name":"streetname","type":"text","not_null":false},{"name":"housenumber","type":"text","not_null":false}],"split":{"regex":"^(?<streetname>.+?)(?:\\s+(?<housenumber>\\d\\S*))?$"},"join":{"template":"{streetname}[ {housenumber}]"},"unmatched":"null","conflict":"new","max_source_length":65536}"#;
+        let json = r#"{"version":1,"id":7,"change":"address.street","source":{"name":"street","type":"text"},"targets":[{"name":"streetname","type":"text","not_null":false},{"name":"housenumber","type":"text","not_null":false}],"split":{"regex":"^(?<streetname>.+?)(?:\\s+(?<housenumber>\\d\\S*))?$"},"join":{"template":"{streetname}[ {housenumber}]"},"unmatched":"null","conflict":"new","max_source_length":65536,"expanding":true}"#;
         assert_eq!(address().to_json(), json);
     }
 

@@ -302,9 +302,16 @@ fn rows_that_others_refer_to_are_split_while_their_key_stays() {
         );
         let mut application = db.another();
         application.run(LETTER);
-        db.run(backfill);
-        assert_eq!(phase(&mut db), "expanded");
+        let backfill = db.another().in_background(backfill);
+        // All rows are split; only the short lock that ends `expanding` waits for the application.
+        wait_until("the backfill is done but for the lock", PATIENCE, || {
+            Ok(db.text("SELECT count(*) FROM zdd.workers WHERE waiting_for = 'a short lock on the table'") == "1")
+        })
+        .expect("a backfill that goes on");
+        assert_eq!(db.text("SELECT count(*) FROM address WHERE streetname IS NULL"), "0");
         application.run(GOES_ON);
+        assert_eq!(backfill.join().1, Ok(()));
+        assert_eq!(phase(&mut db), "expanded");
         assert_eq!(db.text("SELECT count(*) FROM letter"), "1");
     }
 }
