@@ -76,7 +76,7 @@ fn split_column(
     check_indexes(&indexes, &rule)?;
     limit_indexed(&mut rule, &indexes);
     // Everything about the rule that can be wrong is found before anything is locked.
-    ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
+    draft.bind(rule.clone(), &table)?;
     drop(table);
     let change = rule.change.clone();
     ddl::expand(&Request { relation: draft.relation, rule, columns: draft.columns, indexes })?;
@@ -113,7 +113,7 @@ fn preview_split(
     let (draft, table) = Draft::new(relation, source, columns, regex, delimiter, split_sql, join, join_sql, unmatched)?;
     ddl::check_table(&table, &draft.source, None)?;
     let rule = draft.rule(&table, "preview".into(), Conflict::New)?;
-    ddl::check_uses(&draft.bind(rule.clone(), &table)?, table.owner())?;
+    draft.bind(rule.clone(), &table)?;
     drop(table);
     let preview = verify::preview(draft.relation, sample_rows.into(), |table| draft.bind(rule.clone(), table))?;
     let total = preview.matched.rows + preview.unmatched.rows + preview.null.rows;
@@ -613,9 +613,10 @@ fn reset_usage(change: Option<&str>) -> Result<String, ErrorReport> {
 /// Called by the catalog: an error if a change may not move from one phase to the other.
 #[pg_extern(sql = r#"
 create function zdd._check_move(change text, source text, destination text) returns void
-language c strict immutable as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+language c immutable as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
-fn check_move(change: &str, source: &str, destination: &str) -> Result<(), ErrorReport> {
+fn check_move(change: Option<&str>, source: Option<&str>, destination: Option<&str>) -> Result<(), ErrorReport> {
+    let (Some(change), Some(source), Some(destination)) = (change, source, destination) else { return Ok(()) };
     // What is no phase at all is left to the table's own check.
     let (Ok(source), Ok(destination)) = (source.parse(), destination.parse()) else { return Ok(()) };
     let moved = crate::phase::move_to(source, destination);
@@ -719,7 +720,7 @@ impl Draft {
     fn bind(&self, rule: Rule, table: &Table) -> Result<Binding, Error> {
         let targets = self.columns.iter().map(|column| column.column_type.clone()).collect();
         let owner = class::owner(table.root()).unwrap_or_else(|| table.owner());
-        Binding::to_types(rule, self.source_type(table)?, targets, owner)
+        Binding::to_types(rule, self.source_type(table)?, targets, owner, &|uses| ddl::check_uses(uses, owner))
     }
 }
 

@@ -112,21 +112,25 @@ impl Binding {
                 .iter()
                 .map(|target| column(&target.name, &target.type_name))
                 .collect::<Result<Vec<_>, _>>()?;
-            Binding::new(gate, rule, source, targets, memory)
+            Binding::new(gate, rule, source, targets, memory, &|_| Ok(()))
         })
     }
 
-    /// Binds a rule to types alone, for columns that do not exist yet.
+    /// Binds a rule to types alone, for columns that do not exist yet. Nothing that the rule uses runs before `check` has
+    /// been asked about it.
     pub fn to_types(
         rule: Rule,
         source: (i16, ColumnType),
         targets: Vec<ColumnType>,
         owner: Oid,
+        check: &dyn Fn(&[ObjectId]) -> Result<(), Error>,
     ) -> Result<Binding, Error> {
+        let types: Vec<_> = targets.iter().chain([&source.1]).flat_map(ColumnType::user_objects).collect();
+        check(&types)?;
         let column = |number, column_type| BoundColumn { number, column_type, defaults: Defaults::default() };
         let source = column(source.0, source.1);
         let targets = targets.into_iter().map(|column_type| column(0, column_type)).collect();
-        as_owner(owner, |gate| Binding::new(gate, rule, source, targets, Memory::long_lived()))
+        as_owner(owner, |gate| Binding::new(gate, rule, source, targets, Memory::long_lived(), check))
     }
 
     fn new(
@@ -135,6 +139,7 @@ impl Binding {
         source: BoundColumn,
         targets: Vec<BoundColumn>,
         memory: Memory,
+        check: &dyn Fn(&[ObjectId]) -> Result<(), Error>,
     ) -> Result<Binding, Error> {
         let old = [(rule.source.name.as_str(), &source.column_type)];
         let new: Vec<(&str, &ColumnType)> = rule
@@ -164,7 +169,7 @@ impl Binding {
             return Err(Error::WholeNeedsText { column: (*name).to_owned() });
         }
         let compile = |argument, from: &[(&str, &ColumnType)], texts: Vec<(&str, &ColumnType)>| {
-            Expressions::compile(gate, argument, from, &texts)
+            Expressions::compile(gate, argument, from, &texts, check)
         };
         let splitter = match (splitter, &rule.split) {
             (None, Split::Sql(texts)) => {
@@ -350,7 +355,7 @@ impl Binding {
         }
     }
 
-    /// The functions and types of users that it takes to apply the rule, by themselves.
+    /// What of users it takes to apply the rule, by itself: functions, types and collations.
     pub fn uses(&self) -> Vec<ObjectId> {
         let mut uses: Vec<ObjectId> = Vec::new();
         if let Splitting::Sql(expressions) = &self.splitter {
@@ -359,7 +364,7 @@ impl Binding {
         if let Joining::Sql(expressions) = &self.joiner {
             uses.extend(expressions.uses());
         }
-        uses.extend(self.targets.iter().chain([&self.source]).flat_map(|column| column.column_type.user_types()));
+        uses.extend(self.targets.iter().chain([&self.source]).flat_map(|column| column.column_type.user_objects()));
         let mut seen = HashSet::new();
         uses.retain(|object| seen.insert(*object));
         uses
@@ -461,10 +466,15 @@ impl Binding {
     }
 
     fn shown(&self, column_type: &ColumnType, value: Value) -> String {
-        if let Some(text) = column_type.decode(&value) {
-            return shown(&text);
+        self.text(column_type, value, shown).unwrap_or_else(|| "NULL".to_owned())
+    }
+
+    /// A value of one of its columns as people read it; `None` for NULL.
+    pub fn text(&self, column_type: &ColumnType, value: Value, show: impl FnOnce(&str) -> String) -> Option<String> {
+        match column_type.decode(&value) {
+            Some(text) => Some(show(&text)),
+            None => as_owner(self.owner, |gate| column_type.output(gate, value, show)),
         }
-        as_owner(self.owner, |gate| column_type.output(gate, value, shown)).unwrap_or_else(|| "NULL".to_owned())
     }
 
     /// The facts about a row with these values.

@@ -337,7 +337,10 @@ fn protect_used(change: &str, members: &[pg_sys::Oid], binding: &Binding) -> Res
 
 /// A rule may only use what is built in, or belongs to an extension, a superuser, or somebody for whom the table's owner can
 /// act: others could make it do something else, and a change must not keep them from what is theirs.
-pub fn check_uses(binding: &Binding, owner: pg_sys::Oid) -> Result<(), Error> {
+pub fn check_uses(uses: &[ObjectId], owner: pg_sys::Oid) -> Result<(), Error> {
+    if uses.is_empty() {
+        return Ok(());
+    }
     let sql = "select coalesce(p.proowner, t.typowner, l.collowner), pg_describe_object(o.class, o.oid, 0)
         from unnest($1::oid[], $2::oid[]) as o (class, oid)
         left join pg_proc as p on o.class = 'pg_proc'::regclass and p.oid = o.oid
@@ -347,7 +350,7 @@ pub fn check_uses(binding: &Binding, owner: pg_sys::Oid) -> Result<(), Error> {
                 select from pg_depend as d
                 where d.classid = o.class and d.objid = o.oid and d.deptype = 'e')
             and not exists (select from pg_roles as r where r.oid = coalesce(p.proowner, t.typowner, l.collowner) and r.rolsuper)";
-    let (classes, oids): (Vec<_>, Vec<_>) = binding.uses().iter().map(|ObjectId { class, oid }| (*class, *oid)).unzip();
+    let (classes, oids): (Vec<_>, Vec<_>) = uses.iter().map(|ObjectId { class, oid }| (*class, *oid)).unzip();
     let temporary = "select pg_describe_object(o.class, o.oid, 0) from unnest($1::oid[], $2::oid[]) as o (class, oid)
         left join pg_proc as p on o.class = 'pg_proc'::regclass and p.oid = o.oid
         left join pg_type as t on o.class = 'pg_type'::regclass and t.oid = o.oid

@@ -26,7 +26,7 @@ mod tests {
     }
 
     fn compile(columns: &[(&str, &ColumnType)], expressions: &[(&str, &ColumnType)]) -> Result<Expressions, Error> {
-        behind_gate(|gate| Expressions::compile(gate, "split_sql", columns, expressions))
+        behind_gate(|gate| Expressions::compile(gate, "split_sql", columns, expressions, &|_| Ok(())))
     }
 
     fn evaluate(compiled: &Expressions, value: Value) -> Values {

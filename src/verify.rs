@@ -297,9 +297,9 @@ fn sample(binding: &Binding, table: &Table, sample_rows: u64, preview: &mut Prev
 }
 
 /// A value as an example shows it.
-fn example_text(column: &BoundColumn, value: Value) -> Option<String> {
+fn example_text(binding: &Binding, column: &BoundColumn, value: Value) -> Option<String> {
     const MOST: usize = 1000;
-    column.column_type.decode(&value).map(|text| shortened(&text, MOST))
+    binding.text(&column.column_type, value, |text| shortened(text, MOST))
 }
 
 fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
@@ -308,13 +308,13 @@ fn preview_value(binding: &Binding, source: Value, preview: &mut Preview) {
         return preview.null.add(|| serde_json::Value::Null);
     }
     let accepted = binding.split(source, &mut targets);
-    let source_text = |source| example_text(&binding.source, source).unwrap_or_else(|| "NULL".to_owned());
+    let source_text = |source| example_text(binding, &binding.source, source).unwrap_or_else(|| "NULL".to_owned());
     let text = || serde_json::Value::from(source_text(source));
     let example = |joined: Option<String>| {
         let mut example = serde_json::Map::new();
         example.insert(binding.rule.source.name.clone(), text());
         for ((target, column), value) in binding.rule.targets.iter().zip(&binding.targets).zip(&targets) {
-            example.insert(target.name.clone(), example_text(column, *value).into());
+            example.insert(target.name.clone(), example_text(binding, column, *value).into());
         }
         if let Some(joined) = joined {
             example.insert("joined".into(), joined.into());

@@ -35,12 +35,14 @@ struct Scope {
 
 impl Expressions {
     /// Parses and checks expressions. Each has a type that it is assigned to, as INSERT would. An error unless they do
-    /// nothing but compute, always the same from the same values.
+    /// nothing but compute, always the same from the same values. `check` is asked about what they use before any of it
+    /// runs, which planning does with what is constant.
     pub fn compile(
         _gate: &Gate,
         argument: &'static str,
         columns: &[(&str, &ColumnType)],
         expressions: &[(&str, &ColumnType)],
+        check: &dyn Fn(&[ObjectId]) -> Result<(), Error>,
     ) -> Result<Expressions, Error> {
         let columns = columns
             .iter()
@@ -49,14 +51,19 @@ impl Expressions {
         let scope = Scope { columns };
         let memory = Memory::long_lived();
         let mut uses = UserObjects::default();
-        let (planned, descriptor) = memory.enter(|| {
-            let planned = expressions
+        let analysed = memory.enter(|| {
+            expressions
                 .iter()
-                .map(|(text, result)| plan(argument, &scope, text, result, &mut uses))
-                .collect::<Result<Vec<_>, Error>>()?;
-            Ok::<_, Error>((planned, scope.descriptor()))
+                .map(|(text, result)| analyse(argument, &scope, text, result, &mut uses))
+                .collect::<Result<Vec<_>, Error>>()
         })?;
         let (inputs, uses) = (scope.columns.len(), uses.into_list());
+        check(&uses)?;
+        let (planned, descriptor) = memory.enter(|| {
+            // SAFETY: comes from parse analysis.
+            let plan = |analysed: *mut pg_sys::Node| unsafe { pg_sys::expression_planner(analysed.cast()) };
+            (analysed.into_iter().map(plan).collect(), scope.descriptor())
+        });
         Ok(Expressions { planned, descriptor, inputs, uses, idle: RefCell::default(), _memory: memory })
     }
 
@@ -164,13 +171,13 @@ impl Scope {
     }
 }
 
-fn plan(
+fn analyse(
     argument: &'static str,
     scope: &Scope,
     text: &str,
     result: &ColumnType,
     uses: &mut UserObjects,
-) -> Result<*mut pg_sys::Expr, Error> {
+) -> Result<*mut pg_sys::Node, Error> {
     // SAFETY: parse analysis of our own parse tree, with a hook that gets `scope`, which outlives it.
     unsafe {
         let raw = expression(argument, text)?;
@@ -214,7 +221,7 @@ fn plan(
         }
         pg_sys::free_parsestate(state);
         uses.add_from(coerced);
-        Ok(pg_sys::expression_planner(coerced.cast()))
+        Ok(coerced)
     }
 }
 
@@ -224,7 +231,7 @@ unsafe extern "C-unwind" fn column_reference(
     state: *mut pg_sys::ParseState,
     reference: *mut pg_sys::ColumnRef,
 ) -> *mut pg_sys::Node {
-    // SAFETY: called by the parser with its state, whose hook state `plan` set to a Scope that is still alive.
+    // SAFETY: called by the parser with its state, whose hook state `analyse` set to a Scope that is still alive.
     unsafe {
         let scope = &*(*state).p_ref_hook_state.cast::<Scope>();
         let fields = list_of::<pg_sys::Node>((*reference).fields);

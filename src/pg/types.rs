@@ -73,13 +73,11 @@ impl ColumnType {
         self.base != self.oid && made_of(self.oid).into_iter().any(lookup::is_constrained_domain)
     }
 
-    /// The types that it is made of and that are not built in: itself, and below a domain what that is over.
-    pub fn user_types(&self) -> Vec<ObjectId> {
-        made_of(self.oid)
-            .into_iter()
-            .filter(|oid| oid.to_u32() >= pg_sys::FirstNormalObjectId)
-            .map(|oid| ObjectId { class: pg_sys::TypeRelationId, oid })
-            .collect()
+    /// What it is made of and that is not built in: the type itself, below a domain what that is over, and the collation.
+    pub fn user_objects(&self) -> Vec<ObjectId> {
+        let types = made_of(self.oid).into_iter().map(|oid| ObjectId { class: pg_sys::TypeRelationId, oid });
+        let collation = ObjectId { class: pg_sys::CollationRelationId, oid: self.collation };
+        types.chain([collation]).filter(|object| object.oid.to_u32() >= pg_sys::FirstNormalObjectId).collect()
     }
 
     /// An error if a domain's constraints reject the value.

@@ -446,8 +446,10 @@ fn a_condition_that_fails_counts_as_stop() {
     db.run("SELECT zdd.alter_change('address.street', run_if => 'SELECT is_low FROM public.traffic')");
     wait_for_rows(&mut db, 1);
     db.run("DROP TABLE traffic");
-    let reason = "run_if, which cannot be read: relation \"public.traffic\" does not exist";
-    wait_for(&mut db, "SELECT waiting_for FROM zdd.progress", reason);
+    let says = "SELECT waiting_for, last_error FROM zdd.progress";
+    let fails =
+        |error: &str| format!("run_if, which cannot be evaluated: see last_error|run_if cannot be evaluated: {error}");
+    wait_for(&mut db, says, &fails("relation \"public.traffic\" does not exist"));
     // Whatever kind of error it is.
     for code in ["53100", "40001", "XX000", "55P03"] {
         db.run(&format!(
@@ -455,7 +457,7 @@ fn a_condition_that_fails_counts_as_stop() {
              $$ BEGIN RAISE 'no {code}' USING ERRCODE = '{code}'; END $$"
         ));
         db.run("UPDATE zdd.change SET run_if = 'public.is_calm()'");
-        wait_for(&mut db, "SELECT waiting_for FROM zdd.progress", &format!("run_if, which cannot be read: no {code}"));
+        wait_for(&mut db, says, &fails(&format!("no {code}")));
     }
     db.run("SELECT zdd.alter_change('address.street', run_if => '', max_rows_per_second => 0)");
     db.run(EXPANDED);

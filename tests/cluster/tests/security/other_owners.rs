@@ -23,8 +23,7 @@ const PARTED: &str = "CREATE TABLE evil.t (id int, a text, note text) PARTITION 
 
 #[track_caller]
 fn wait_for_wait(db: &mut Session, pid: i32, event: &str) {
-    let waits =
-        format!("SELECT wait_event_type || wait_event LIKE 'Lock{event}' FROM pg_stat_activity WHERE pid = {pid}");
+    let waits = format!("SELECT wait_event_type || wait_event ~ '{event}' FROM pg_stat_activity WHERE pid = {pid}");
     wait_for_true(db, &waits);
 }
 
@@ -40,7 +39,7 @@ impl Held {
         let mut holder = stage.mallory.another();
         holder.run("SELECT pg_advisory_lock(1)");
         let call = caller.in_background(call);
-        wait_for_wait(&mut stage.db, call.pid, "advisory");
+        wait_for_wait(&mut stage.db, call.pid, "^Lockadvisory");
         Held { call, holder }
     }
 
@@ -61,12 +60,12 @@ fn goes_on_by_name(call: &str, expanded: bool) {
     let caller = stage.mallory.another();
     let mut held = Held::call(&mut stage, caller, call);
     let dropper = stage.mallory.another().in_background("BEGIN; LOCK TABLE evil.t2; DROP TABLE evil.t");
-    wait_for_wait(&mut stage.db, dropper.pid, "%");
+    wait_for_wait(&mut stage.db, dropper.pid, "^Lock");
     held.let_go();
     let (mut dropper, dropped) = dropper.join();
     dropped.expect("dropped");
-    // It is waiting for her table, and does not see what happens meanwhile.
-    wait_for_wait(&mut stage.db, held.call.pid, "%");
+    // It is waiting for her table, as a lock or between attempts, and does not see what happens meanwhile.
+    wait_for_wait(&mut stage.db, held.call.pid, "^Lock(?!advisory)|PgSleep");
     shared_cluster().freeze_backend(held.call.pid).expect("frozen");
     dropper.run("COMMIT");
     stage.victim.run(SHOP);
