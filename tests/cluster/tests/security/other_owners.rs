@@ -65,7 +65,7 @@ fn goes_on_by_name(call: &str, expanded: bool) {
     let (mut dropper, dropped) = dropper.join();
     dropped.expect("dropped");
     // It is waiting for her table, as a lock or between attempts, and does not see what happens meanwhile.
-    wait_for_wait(&mut stage.db, held.call.pid, "^Lock(?!advisory)|PgSleep");
+    wait_for_wait(&mut stage.db, held.call.pid, "^Lock(?!advisory)|^Extension");
     shared_cluster().freeze_backend(held.call.pid).expect("frozen");
     dropper.run("COMMIT");
     stage.victim.run(SHOP);
