@@ -137,9 +137,13 @@ fn rows_locked_for_their_key_are_no_obstacle() {
     db.run("CREATE TABLE child (id int REFERENCES address)");
     let mut other = db.another();
     other.run("BEGIN; INSERT INTO child VALUES (1), (5000); SELECT FROM address WHERE id = 2500 FOR KEY SHARE");
-    db.run(BACKFILL);
-    check_expanded(&mut db, 5_000, 5_000);
+    let backfill = db.another().in_background(BACKFILL);
+    // All rows are split; only the short lock that ends `expanding` waits for the other session.
+    let waiting = "SELECT count(*) FROM zdd.workers WHERE waiting_for = 'a short lock on the table'";
+    wait_until("the backfill waits for the lock alone", PATIENCE, || Ok(db.number(waiting) == 1)).expect("a wait");
+    assert_eq!(db.number("SELECT count(*) FROM address WHERE streetname IS NULL"), 0);
     other.run("ROLLBACK");
+    backfill.join().1.expect("the backfill succeeds");
     check_expanded(&mut db, 5_000, 5_000);
 }
 
