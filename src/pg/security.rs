@@ -41,11 +41,20 @@ impl Extension {
         &self,
         sql: &str,
         args: &[DatumWithOid],
-        mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+        each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
-        let plan = plan(sql, args)?;
-        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
+        select(sql, args, each)
     }
+}
+
+/// Runs the kept plan of a statement that only reads.
+fn select<T>(
+    sql: &str,
+    args: &[DatumWithOid],
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    let plan = plan(sql, args)?;
+    Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
 }
 
 /// The plan of a statement, which the session keeps: each batch runs the same few. They are never given back, since that
@@ -73,12 +82,9 @@ pub fn query_strings(sql: &str, args: &[DatumWithOid]) -> Result<Vec<String>, Er
 pub fn query<T>(
     sql: &str,
     args: &[DatumWithOid],
-    mut each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
+    each: impl FnMut(&SpiHeapTupleData) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    with_our_syntax(|| {
-        let plan = plan(sql, args)?;
-        Spi::connect(|client| client.select(plan, None, args)?.map(|row| each(&row)).collect())
-    })
+    with_our_syntax(|| select(sql, args, each))
 }
 
 thread_local! {
