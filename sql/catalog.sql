@@ -27,6 +27,7 @@ create table zdd.change (
     started_by text not null,
     owner text not null,
     phase_since timestamptz not null default clock_timestamp(),
+    claim bigint not null default 0,
     check ((relation is null) = (phase in ('contracted', 'rolled_back')))
 );
 create unique index change_name_key on zdd.change (name) where relation is not null;
@@ -37,6 +38,7 @@ comment on column zdd.change.relation is 'The table; NULL once the change is ove
 comment on column zdd.change.source is 'The old column by the name that applications know.';
 comment on column zdd.change.rule is 'The rule, as the sync trigger carries it.';
 comment on column zdd.change.owner is 'Who owned the table when the change began.';
+comment on column zdd.change.claim is 'The event that last changed what work on the change stands on: work that began before it stops.';
 comment on column zdd.change.batch_target is 'How long the work of one backfill batch should take.';
 comment on column zdd.change.max_rows_per_second is 'Most rows that the backfill splits per second; NULL for no limit.';
 comment on column zdd.change.run_if is 'An SQL expression: the backfill goes on only while it is true.';
@@ -98,6 +100,7 @@ create table zdd.job (
     requested_at timestamptz not null default clock_timestamp(),
     requested_by text not null,
     requested_role oid not null,
+    claim bigint not null default 0,
     stopped text check (stopped in ('paused', 'error')),
     stopped_at timestamptz,
     stopped_by text,
@@ -108,6 +111,7 @@ create table zdd.job (
 comment on table zdd.job is 'A backfill or contract that is not finished.';
 comment on column zdd.job.workers is 'How many background workers it is to have; 0 when sessions do it that called for it.';
 comment on column zdd.job.requested_role is 'Whose rights it takes to go on: the role that asked for it.';
+comment on column zdd.job.claim is 'The claim of the change that it was asked for under, or that it has moved on itself.';
 comment on column zdd.job.stopped is 'Why nobody is to go on with it; NULL when somebody is.';
 
 create table zdd.worker (

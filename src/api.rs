@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::backfill::batch::Task;
 use crate::backfill::{run, signals};
 use crate::binding::Binding;
-use crate::catalog::{self, Change, Claim, Job, JobKind, JobOptions};
+use crate::catalog::{self, Change, Job, JobKind, Right};
 use crate::contract::Consent;
 use crate::ddl::{self, Request};
 use crate::error::Error;
@@ -22,7 +22,7 @@ use crate::guc;
 use crate::pg::class;
 use crate::pg::gate::as_owner_for_caller;
 use crate::pg::hook::LOGICAL_REPLICATION;
-use crate::pg::lock::{LockMode, sleep};
+use crate::pg::lock::sleep;
 use crate::pg::parse::{ColumnDefinition, column_definitions};
 use crate::pg::security::{acts_for, current_role, role_name};
 use crate::pg::session::Session;
@@ -34,7 +34,7 @@ use crate::phase::Phase;
 use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
 use crate::usage::report;
 use crate::usage::store::{Entry, Side};
-use crate::worker::{interrupt, launch_at_commit, launch_missing};
+use crate::worker::{interrupt, launch_at_commit, launch_missing, show};
 use crate::{contract, verify};
 
 /// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
@@ -144,8 +144,8 @@ fn backfill(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("backfill", fcinfo)?;
-    let claim = session.transaction(|| claim(change.as_deref()))?;
-    Ok(run::backfill(&session, &claim, fire_triggers.unwrap_or(false))?)
+    let right = session.transaction(|| right(change.as_deref()))?;
+    Ok(run::backfill(&session, right, fire_triggers.unwrap_or(false))?)
 }
 
 /// Counts the rows of a change by state, in one snapshot. Takes ACCESS SHARE.
@@ -174,7 +174,7 @@ fn verify_change(
     >,
     ErrorReport,
 > {
-    let counts = verify::verify(&claim(change)?.find()?)?;
+    let counts = verify::verify(&right(change)?)?;
     Ok(TableIterator::once((
         counts.rows,
         counts.in_sync,
@@ -211,7 +211,7 @@ fn mismatches(
     ErrorReport,
 > {
     let max_rows = positive("max_rows", max_rows)?;
-    Ok(TableIterator::new(verify::mismatches(&claim(change)?.find()?, max_rows as usize)?))
+    Ok(TableIterator::new(verify::mismatches(&right(change)?, max_rows as usize)?))
 }
 
 /// Settles diverged rows by one side, in small transactions. Takes ROW EXCLUSIVE.
@@ -221,12 +221,12 @@ language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn repair(change: Option<String>, winner: Option<String>, fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("repair", fcinfo)?;
-    let claim = session.transaction(|| claim(change.as_deref()))?;
+    let right = session.transaction(|| right(change.as_deref()))?;
     let task = match word("winner", winner.as_deref(), &["new", "old"])? {
         Conflict::New => Task::NewWins,
         _ => Task::OldWins,
     };
-    Ok(run::repair(&session, &claim, task)?)
+    Ok(run::repair(&session, right, task)?)
 }
 
 /// Changes the policies and the pace of a change. Policies take ACCESS EXCLUSIVE as split_column does.
@@ -244,14 +244,10 @@ fn alter_change(
     max_rows_per_second: Option<i32>,
     run_if: Option<&str>,
 ) -> Result<String, ErrorReport> {
-    let change = claim(change)?.lock()?;
-    let mut rule = change.rule.clone();
-    if unmatched.is_some() {
-        rule.unmatched = word("unmatched", unmatched, &["null", "whole", "error"])?;
-    }
-    if conflict.is_some() {
-        rule.conflict = word("conflict", conflict, &["new", "old", "error"])?;
-    }
+    let right = right(change)?;
+    let unmatched =
+        unmatched.map(|_| word::<Unmatched>("unmatched", unmatched, &["null", "whole", "error"])).transpose()?;
+    let conflict = conflict.map(|_| word::<Conflict>("conflict", conflict, &["new", "old", "error"])).transpose()?;
     let batch_target = batch_target.map(batch_time).transpose()?;
     let max_rows = max_rows_per_second
         .map(|rows| {
@@ -262,20 +258,35 @@ fn alter_change(
             })
         })
         .transpose()?;
-    if rule != change.rule {
-        let widens = rule.unmatched == Unmatched::Whole && change.rule.unmatched != Unmatched::Whole;
-        if widens && change.phase != Phase::Expanding {
-            Err(Error::WholeTooLate { change: change.name.clone(), phase: change.phase })?;
+    let altered = |change: &Change| {
+        let mut rule = change.rule.clone();
+        rule.unmatched = unmatched.unwrap_or(rule.unmatched);
+        rule.conflict = conflict.unwrap_or(rule.conflict);
+        rule
+    };
+    let widens =
+        |change: &Change, rule: &Rule| rule.unmatched == Unmatched::Whole && change.rule.unmatched != Unmatched::Whole;
+    let check = |change: &Change| {
+        let rule = altered(change);
+        if widens(change, &rule) && change.phase != Phase::Expanding {
+            return Err(Error::WholeTooLate { change: change.name.clone(), phase: change.phase });
         }
-        let table = owned_table(change.relation)?;
-        Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id))?;
-        drop(table);
-        ddl::set_rule(&change, &rule)?;
-        if widens {
+        Binding::to_table(rule, &owned_table(change.relation)?, catalog::rule_owner(change.id)).map(drop)
+    };
+    let now = right.find()?;
+    let (change, rule) = if altered(&now) == now.rule {
+        let change = right.lock_patiently()?;
+        (change.clone(), change.rule)
+    } else {
+        let table = ddl::lock(&|| right.lock(), check)?;
+        let rule = altered(&table.change);
+        ddl::set_rule(&table, &rule)?;
+        if widens(&table.change, &rule) {
             // Rows that were passed over are pending now.
-            catalog::restart_lanes(change.id)?;
+            catalog::restart_lanes(right.id)?;
         }
-    }
+        (table.change, rule)
+    };
     if let Some(sql) = run_if.filter(|sql| !sql.is_empty()) {
         check_condition(&change, sql)?;
     }
@@ -285,7 +296,11 @@ fn alter_change(
         "batch_target_ms": batch_target.map(|target| target.as_millis() as u64), "max_rows_per_second": max_rows,
         "run_if": run_if,
     });
-    catalog::record(change.id, &change.name, "altered", detail)?;
+    if rule == change.rule {
+        catalog::record(change.id, &change.name, "altered", detail)?;
+    } else {
+        catalog::record_and_claim(&change, "altered", detail)?;
+    }
     Ok(change.name)
 }
 
@@ -310,14 +325,14 @@ fn start_backfill(
     workers: Option<i32>,
     fire_triggers: Option<bool>,
 ) -> Result<String, ErrorReport> {
-    let claim = claim(change)?;
+    let right = right(change)?;
     let workers = workers.ok_or(Error::MissingArgument { argument: "workers" })?;
     let allowed = 1..=catalog::MAX_WORKERS;
     let workers = u32::try_from(workers).ok().filter(|workers| allowed.contains(workers)).ok_or_else(|| {
         Error::BadNumber { argument: "workers", value: workers.to_string(), allowed: "a number from 1 to 32" }
     })?;
-    let change = run::request(&claim, workers, fire_triggers.unwrap_or(false))?;
-    launch_at_commit(&change, workers);
+    let change = run::request(&right, workers, fire_triggers.unwrap_or(false))?;
+    launch_at_commit(change.id, workers);
     Ok(change.name)
 }
 
@@ -332,22 +347,11 @@ fn start_contract(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
 ) -> Result<String, ErrorReport> {
-    let change = claim(change)?.lock()?;
-    let name = change.name.clone();
-    if change.is_contracting() {
-        Err(Error::ContractRunning { change: name.clone() })?;
-    }
-    let options = JobOptions {
-        accept_unmatched: accept_unmatched.unwrap_or(false),
-        force: force.unwrap_or(false),
-        own_fence: change.has_own_fence(),
-        ..JobOptions::default()
-    };
-    contract::check(&change, Consent { accept_unmatched: options.accept_unmatched, force: options.force })?;
-    catalog::set_job(&change, JobKind::Contract, 1, options)?;
-    catalog::record(change.id, &name, "contract_started", json!({}))?;
-    launch_at_commit(&change, 1);
-    Ok(name)
+    let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
+    let right = right(change)?;
+    contract::begin(right.clone(), consent, 1)?;
+    launch_at_commit(right.id, 1);
+    Ok(right.name)
 }
 
 /// Stops a backfill, wherever it runs, until it is resumed.
@@ -355,12 +359,12 @@ fn start_contract(
 create function zdd.pause(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = claim(change)?.lock()?;
+    let change = right(change)?.lock_patiently()?;
     match &change.job {
         Some(Job { kind: JobKind::Backfill, stopped: None, .. }) => {
             catalog::stop_job(change.id, "paused")?;
             interrupt(&change)?;
-            catalog::record(change.id, &change.name, "paused", json!({}))?;
+            catalog::record_and_claim(&change, "paused", json!({}))?;
             Ok(change.name)
         }
         Some(Job { kind: JobKind::Backfill, stopped: Some(stopped), .. }) if !stopped.by_error => Ok(change.name),
@@ -373,7 +377,7 @@ fn pause(change: Option<&str>) -> Result<String, ErrorReport> {
 create function zdd.resume(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = claim(change)?.lock()?;
+    let change = right(change)?.lock_patiently()?;
     let missing = |job: &Job| -> Result<bool, Error> {
         Ok(match job.workers {
             // Whoever works on it will do.
@@ -387,11 +391,11 @@ fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
     };
     let workers = job.workers.max(1);
     if job.workers == 0 {
-        pgrx::notice!("the backfill of change \"{}\", begun by a session, goes on in a background worker", change.name);
+        let what = job.kind.as_str();
+        pgrx::notice!("the {what} of change \"{}\", begun by a session, goes on in a background worker", change.name);
     }
-    catalog::set_job(&change, job.kind, workers, job.options)?;
-    catalog::record(change.id, &change.name, "resumed", json!({ "workers": workers }))?;
-    launch_at_commit(&change, workers);
+    catalog::set_job(&change, job.kind, workers, job.options, "resumed")?;
+    launch_at_commit(change.id, workers);
     Ok(change.name)
 }
 
@@ -411,14 +415,14 @@ fn wait_for(
     let wanted: Phase = word("phase", phase.as_deref(), PHASES)?;
     let timeout = timeout.map(|timeout| Duration::from_micros(timeout.as_micros().max(0) as u64));
     let name = change.ok_or(Error::MissingArgument { argument: "change" })?;
-    let claim = session.transaction(|| match claim(Some(&name)) {
+    let right = session.transaction(|| match right(Some(&name)) {
         Err(Error::Final { phase, .. }) if phase == wanted => Ok(None),
-        claim => claim.map(Some),
+        right => right.map(Some),
     })?;
-    let Some(claim) = claim else { return Ok(()) };
+    let Some(right) = right else { return Ok(()) };
     let start = Instant::now();
     loop {
-        let reached = session.transaction(|| match claim.find() {
+        let reached = session.transaction(|| match right.find() {
             Err(Error::Final { phase, .. }) if phase == wanted => Ok(true),
             Err(error) => Err(error),
             Ok(change) => {
@@ -458,7 +462,8 @@ fn wait_for(
 create function zdd.fence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn fence(change: Option<&str>) -> Result<String, ErrorReport> {
-    ddl::fence(&claim(change)?.lock()?)?;
+    let right = right(change)?;
+    ddl::fence(&ddl::lock(&|| right.lock(), ddl::check_fence)?)?;
     Ok(Phase::Fenced.as_str().into())
 }
 
@@ -467,7 +472,8 @@ fn fence(change: Option<&str>) -> Result<String, ErrorReport> {
 create function zdd.unfence(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn unfence(change: Option<&str>) -> Result<String, ErrorReport> {
-    ddl::unfence(&claim(change)?.lock()?)?;
+    let right = right(change)?;
+    ddl::unfence(&ddl::lock(&|| right.lock(), ddl::check_unfence)?)?;
     Ok(Phase::Expanded.as_str().into())
 }
 
@@ -477,10 +483,13 @@ create function zdd.rollback(change text) returns text language c as 'MODULE_PAT
 "#)]
 fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
     let name = change.ok_or(Error::MissingArgument { argument: "change" })?;
-    match claim(Some(name)) {
+    match right(Some(name)) {
         // There is nothing left that anybody could lose.
         Err(Error::TableGone { .. }) if catalog::end_if_table_is_gone(&catalog::find(name)?)? => {}
-        claim => ddl::roll_back(&claim?.lock()?)?,
+        right => {
+            let right = right?;
+            ddl::roll_back(&|| right.lock())?;
+        }
     }
     Ok(Phase::RolledBack.as_str().into())
 }
@@ -498,13 +507,14 @@ fn contract_change(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
-    let claim = session.transaction(|| claim(change.as_deref()))?;
-    session.transaction(|| match claim.find()?.is_contracting() && catalog::live_workers(claim.id)? > 0 {
-        true => Err(Error::ContractRunning { change: claim.name.clone() }),
-        false => Ok(()),
-    })?;
     let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
-    Ok(contract::contract(&session, &claim, consent, |_| Ok(()))?)
+    let right = session.transaction(|| right(change.as_deref()))?;
+    let slot = catalog::take_slot(right.id, None);
+    let claim = session.transaction(|| contract::begin(right, consent, 0))?;
+    Ok(contract::contract(&session, &claim, consent, |what, waiting| match &slot {
+        Some(slot) => show(&session, slot, claim.name(), what, waiting),
+        None => Ok(()),
+    })?)
 }
 
 /// Behind the view zdd.usage, for a change by its id. Takes no locks. Shows to everybody what the view does.
@@ -605,7 +615,7 @@ fn usage_info() -> TableIterator<
 create function zdd.reset_usage(change text) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn reset_usage(change: Option<&str>) -> Result<String, ErrorReport> {
-    let change = claim(change)?.find()?;
+    let change = right(change)?.find()?;
     report::reset(&change);
     Ok(change.name)
 }
@@ -749,13 +759,13 @@ fn limit_indexed(rule: &mut Rule, indexes: &[String]) {
 
 /// The table, if the caller may act for its owner.
 fn owned_table(relation: pg_sys::Oid) -> Result<Table, Error> {
-    let table = ddl::open(relation, LockMode::AccessShare)?;
+    let table = ddl::open(relation)?;
     if acts_for(current_role(), table.owner()) { Ok(table) } else { Err(Error::NotOwner { relation: table.name() }) }
 }
 
-/// The caller's claim to an active change.
-fn claim(name: Option<&str>) -> Result<Claim, Error> {
-    Claim::new(name.ok_or(Error::MissingArgument { argument: "change" })?, current_role())
+/// The caller's right to an active change.
+fn right(name: Option<&str>) -> Result<Right, Error> {
+    Right::new(name.ok_or(Error::MissingArgument { argument: "change" })?, current_role())
 }
 
 fn word<T: std::str::FromStr>(

@@ -9,7 +9,6 @@ use crate::error::{Error, shown};
 use crate::pg::expr::Expressions;
 use crate::pg::gate::{Gate, as_owner, as_owner_for_row};
 use crate::pg::inspect::ObjectId;
-use crate::pg::lock::LockMode;
 use crate::pg::lock::check_for_interrupts;
 use crate::pg::memory::Memory;
 use crate::pg::subxact::catch;
@@ -53,7 +52,7 @@ impl Defaults {
             }
         };
         add(table);
-        if let Some(root) = table.is_partition().then(|| Table::open(table.root(), LockMode::AccessShare)).flatten() {
+        if let Some(root) = table.is_partition().then(|| Table::look_at(table.root())).flatten() {
             add(&root);
         }
         defaults

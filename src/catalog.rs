@@ -1,5 +1,6 @@
 //! The only reader and writer of zdd's tables.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use pgrx::datum::{DatumWithOid, JsonB, TimestampWithTimeZone};
@@ -8,8 +9,10 @@ use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use serde_json::json;
 
 use crate::error::Error;
+use crate::guc;
+use crate::patience::{self, with_patience};
 use crate::pg::inheritance::ancestors;
-use crate::pg::lock::SessionLock;
+use crate::pg::lock::{SessionLock, lock_key, wait_for_key};
 use crate::pg::security::{acts_for, as_extension, role_name, session_role};
 use crate::pg::table::Table;
 use crate::pg::{class, extension, lookup};
@@ -35,6 +38,8 @@ pub struct Change {
     /// The columns of each index that is to be built.
     pub indexes: Vec<Vec<String>>,
     pub job: Option<Job>,
+    /// The last event that has changed what work on it stands on, see [`Claim`].
+    pub claim: i64,
 }
 
 /// What is to be done for a change.
@@ -45,6 +50,8 @@ pub struct Job {
     pub workers: u32,
     /// Who asked for it.
     pub role: pg_sys::Oid,
+    /// The claim that it was asked for under, or has moved on itself.
+    pub claim: i64,
     pub options: JobOptions,
     /// Nobody is to go on with it.
     pub stopped: Option<Stopped>,
@@ -89,9 +96,15 @@ impl Change {
         self.job.as_ref().is_none_or(|job| job.stopped.is_some())
     }
 
-    /// Whether a contract was asked for and neither done nor stopped.
-    pub fn is_contracting(&self) -> bool {
-        matches!(self.job, Some(Job { kind: JobKind::Contract, stopped: None, .. }))
+    /// Whether a contract was asked for and neither done nor stopped. What a session that is gone has left behind counts only
+    /// with a fence that is up.
+    pub fn is_contracting(&self) -> Result<bool, Error> {
+        Ok(match &self.job {
+            Some(Job { kind: JobKind::Contract, stopped: None, workers, options, .. }) => {
+                *workers > 0 || options.own_fence || live(self.id)? > 0
+            }
+            _ => false,
+        })
     }
 }
 
@@ -129,29 +142,23 @@ pub struct Lane {
     pub end_block: u32,
 }
 
-/// The right to act for a change. What goes on over several transactions holds it: names may come to mean something else
-/// meanwhile, and rights may go, so both are asked for again whenever the change is read.
+/// The right to act for a change. Names may come to mean something else, and rights may go, so both are asked for again
+/// whenever the change is read.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct Right {
     pub id: i64,
     pub name: String,
-    relation: pg_sys::Oid,
+    pub relation: pg_sys::Oid,
     role: pg_sys::Oid,
 }
 
-impl Claim {
-    /// The claim of a role to an active change of this name.
-    pub fn new(name: &str, role: pg_sys::Oid) -> Result<Claim, Error> {
+impl Right {
+    /// The right of a role to an active change of this name.
+    pub fn new(name: &str, role: pg_sys::Oid) -> Result<Right, Error> {
         let change = find(name)?;
-        let claim = Claim { id: change.id, name: change.name, relation: change.relation, role };
-        claim.check_rights()?;
-        Ok(claim)
-    }
-
-    /// The claim of background workers, who act for the role that asked for the job.
-    pub fn of_job(change: &Change) -> Option<Claim> {
-        let role = change.job.as_ref()?.role;
-        Some(Claim { id: change.id, name: change.name.clone(), relation: change.relation, role })
+        let right = Right { id: change.id, name: change.name, relation: change.relation, role };
+        right.check()?;
+        Ok(right)
     }
 
     /// The change as it is now, unlocked.
@@ -159,23 +166,42 @@ impl Claim {
         self.checked(read(&format!("{ACTIVE} where c.id = $1"), &[self.id.into()], change)?)
     }
 
-    /// The change as it is now, locked against other changes to it until the end of the transaction.
+    /// The change as it is now, locked against other verbs until the end of the transaction. An error if somebody else has it
+    /// for longer than `zdd.lock_timeout`.
     pub fn lock(&self) -> Result<Change, Error> {
-        self.checked(write(&format!("{ACTIVE} where c.id = $1 for update of c"), &[self.id.into()], change)?)
+        self.checked(self.lock_row()?)
+    }
+
+    fn lock_row(&self) -> Result<Vec<Change>, Error> {
+        if !lock_key(CHANGE, self.id as u32, guc::lock_timeout()) {
+            let holders = patience::holders_of_key(CHANGE, self.id as u32)?;
+            return Err(Error::ChangeLocked { change: self.name.clone(), holders });
+        }
+        // What the lock's last holder has done to the change is seen, or else an error: each verb writes the row.
+        write(&format!("{ACTIVE} where c.id = $1 for update of c"), &[self.id.into()], change)
+    }
+
+    /// The same, tried again and again for `zdd.lock_patience`.
+    pub fn lock_patiently(&self) -> Result<Change, Error> {
+        let locked = with_patience(guc::lock_patience(), || self.lock(), || Ok(()))?;
+        locked.map_err(|gave_up| gave_up.error)
     }
 
     fn checked(&self, found: Vec<Change>) -> Result<Change, Error> {
+        let change = self.active(found)?;
+        self.check()?;
+        Ok(change)
+    }
+
+    fn active(&self, found: Vec<Change>) -> Result<Change, Error> {
         match found.into_iter().next() {
-            Some(change) if change.phase.is_active() && change.relation == self.relation => {
-                self.check_rights()?;
-                Ok(change)
-            }
+            Some(change) if change.phase.is_active() && change.relation == self.relation => Ok(change),
             Some(change) => Err(Error::Final { change: change.name, phase: change.phase }),
             None => Err(Error::NoSuchChange { change: self.name.clone() }),
         }
     }
 
-    fn check_rights(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         match class::owner(self.relation) {
             Some(owner) if acts_for(self.role, owner) => Ok(()),
             Some(_) => Err(Error::NotOwner { relation: class::name(self.relation) }),
@@ -184,10 +210,91 @@ impl Claim {
     }
 }
 
+/// What goes on over several transactions works under a claim: the number of the last event that has changed what such work
+/// stands on. Whoever does so later moves it on, and each of the work's transactions finds out.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    right: Right,
+    number: Cell<i64>,
+    work: &'static str,
+}
+
+impl Claim {
+    /// Claims a change as it is now.
+    pub fn new(right: Right, change: &Change, work: &'static str) -> Claim {
+        Claim { right, number: Cell::new(change.claim), work }
+    }
+
+    /// The claim of background workers, who act for the role that asked for the job.
+    pub fn of_job(change: &Change) -> Option<Claim> {
+        let job = change.job.as_ref()?;
+        let right = Right { id: change.id, name: change.name.clone(), relation: change.relation, role: job.role };
+        // A backfill goes on with whatever was changed. A contract does not.
+        let number = if job.kind == JobKind::Backfill { change.claim } else { job.claim };
+        Some(Claim { right, number: Cell::new(number), work: job.kind.as_str() })
+    }
+
+    pub fn id(&self) -> i64 {
+        self.right.id
+    }
+
+    pub fn name(&self) -> &str {
+        &self.right.name
+    }
+
+    pub fn relation(&self) -> pg_sys::Oid {
+        self.right.relation
+    }
+
+    /// The change as it is now, unlocked; an error if the claim has moved on.
+    pub fn find(&self) -> Result<Change, Error> {
+        self.unmoved(self.right.find()?)
+    }
+
+    /// The same, locked; see [`Right::lock`].
+    pub fn lock(&self) -> Result<Change, Error> {
+        self.unmoved(self.right.lock()?)
+    }
+
+    /// The change as it is now, locked, whoever has changed what the work stood on, and whoever may: to take back what is the
+    /// work's own.
+    pub fn lock_anyway(&self) -> Result<Change, Error> {
+        self.right.active(self.right.lock_row()?)
+    }
+
+    /// The change as it is now. The work goes on with it, whatever was changed.
+    pub fn follow(&self) -> Result<Change, Error> {
+        let change = self.right.find()?;
+        self.number.set(change.claim);
+        Ok(change)
+    }
+
+    /// Whether the change's job is still the one that this work does.
+    pub fn has_job(&self, change: &Change) -> bool {
+        change.job.as_ref().is_some_and(|job| job.claim == self.number.get())
+    }
+
+    /// Goes on after a step of its own that has moved the claim.
+    pub fn move_on(&self, number: i64) {
+        self.number.set(number);
+    }
+
+    fn unmoved(&self, change: Change) -> Result<Change, Error> {
+        if change.claim == self.number.get() {
+            return Ok(change);
+        }
+        let sql = "select e.event, e.role, e.at::text from zdd.event as e where e.id = $1";
+        let moved = read(sql, &[change.claim.into()], |row| Ok((get(row, 1)?, get(row, 2)?, get(row, 3)?)))?;
+        let (event, role, at) = moved.into_iter().next().unwrap_or_default();
+        Err(Error::ClaimMoved { change: change.name, work: self.work, event, role, at })
+    }
+}
+
 const ACTIVE: &str = "select c.id, c.name, coalesce(c.relation, 0)::oid, c.phase,
     extract(epoch from clock_timestamp() - c.phase_since)::double precision, c.rule,
     (extract(epoch from c.batch_target) * 1000)::integer, coalesce(c.max_rows_per_second, 0), c.run_if, c.indexes,
-    j.kind, j.workers, j.options, j.stopped, coalesce(j.stopped_by, ''), j.last_error, j.last_error_hint, j.requested_role
+    j.kind, j.workers, j.options, j.stopped, coalesce(j.stopped_by, ''), j.last_error, j.last_error_hint, j.requested_role,
+    j.claim, c.claim
   from zdd.change as c left join zdd.job as j on j.change_id = c.id";
 
 /// The active change of this name, unlocked.
@@ -205,6 +312,7 @@ pub fn find_by_id(id: i64) -> Result<Option<Change>, Error> {
 /// The same, locked until the end of the transaction, for the server's own work: whoever asked for it may have lost the
 /// right to it.
 pub fn lock_by_id(id: i64) -> Result<Option<Change>, Error> {
+    wait_for_key(CHANGE, id as u32);
     let sql = format!("{ACTIVE} where c.relation is not null and c.id = $1 for update of c");
     Ok(write(&sql, &[id.into()], change)?.into_iter().next())
 }
@@ -261,6 +369,7 @@ fn change(row: &SpiHeapTupleData) -> Result<Change, Error> {
         run_if: row.get(9)?,
         indexes: get::<Vec<String>>(row, 10)?.iter().map(|columns| index_columns(columns)).collect(),
         job: row.get::<String>(11)?.map(|kind| job(&kind, row)).transpose()?,
+        claim: get(row, 20)?,
     })
 }
 
@@ -282,6 +391,7 @@ fn job(kind: &str, row: &SpiHeapTupleData) -> Result<Job, Error> {
     };
     Ok(Job {
         role: get(row, 18)?,
+        claim: get(row, 19)?,
         kind: if kind == JobKind::Contract.as_str() { JobKind::Contract } else { JobKind::Backfill },
         workers: get::<i32>(row, 12)?.unsigned_abs(),
         options: serde_json::from_value(options.0).map_err(|error| Error::Spi(error.to_string()))?,
@@ -323,8 +433,8 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Erro
     )
 }
 
-/// Moves a change to another phase and writes the event.
-pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Result<(), Error> {
+/// Moves a change to another phase and writes the event. Returns the claim.
+pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Result<i64, Error> {
     move_to(change.phase, to).map_err(|illegal| Error::Move { change: change.name.clone(), illegal })?;
     execute(
         "update zdd.change as c set phase = $2, phase_since = clock_timestamp(),
@@ -334,22 +444,31 @@ pub fn set_phase(change: &Change, to: Phase, detail: serde_json::Value) -> Resul
          where c.id = $1 and o.id = c.id",
         &[change.id.into(), to.as_str().into(), to.is_final().into()],
     )?;
-    record(change.id, &change.name, to.as_str(), detail)?;
+    let claim = record_and_claim(change, to.as_str(), detail)?;
     if to.is_final() {
         usage::end(change);
         forget_work(change.id)?;
-        return execute("delete from zdd.worker where change_id = $1", &[change.id.into()]);
+        execute("delete from zdd.worker where change_id = $1", &[change.id.into()])?;
+    } else {
+        // Whoever moves it now, the fence of a contract is gone.
+        execute("update zdd.job set options = options - 'own_fence' where change_id = $1", &[change.id.into()])?;
     }
-    // Whoever moves it now, the fence of a contract is gone.
-    execute("update zdd.job set options = options - 'own_fence' where change_id = $1", &[change.id.into()])
+    Ok(claim)
 }
 
-/// Remembers that the fence is the contract's own, if it is one that another worker can go on with.
-pub fn set_own_fence(id: i64) -> Result<(), Error> {
+/// Writes an event that changes what work on the change stands on: who works under another claim stops. Returns the new one.
+pub fn record_and_claim(change: &Change, event: &str, detail: serde_json::Value) -> Result<i64, Error> {
+    let claim = add_event(change.id, &change.name, event, detail)?;
+    execute("update zdd.change set claim = $2 where id = $1", &[change.id.into(), claim.into()])?;
+    Ok(claim)
+}
+
+/// Remembers that the fence is the contract's own, and the claim that it goes on under.
+pub fn set_own_fence(id: i64, claim: i64) -> Result<(), Error> {
     execute(
-        "update zdd.job set options = options || jsonb_build_object('own_fence', true)
+        "update zdd.job set options = options || jsonb_build_object('own_fence', true), claim = $2
          where change_id = $1 and kind = 'contract'",
-        &[id.into()],
+        &[id.into(), claim.into()],
     )
 }
 
@@ -409,15 +528,17 @@ pub fn set_options(
     )
 }
 
-/// Writes down that something is to be done. What stopped it before no longer counts.
-pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions) -> Result<(), Error> {
+/// Writes down that something is to be done, with the event that says so. What stopped it before no longer counts. Returns
+/// the claim that it is done under.
+pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions, event: &str) -> Result<i64, Error> {
+    let claim = record_and_claim(change, event, json!({ "workers": workers }))?;
     let role = crate::pg::security::current_role();
     let options = serde_json::to_value(options).map_err(|error| Error::Spi(error.to_string()))?;
     execute(
-        "insert into zdd.job (change_id, kind, workers, options, requested_by, requested_role)
-         values ($1, $2, $3, $4, $5, $6)
+        "insert into zdd.job (change_id, kind, workers, options, requested_by, requested_role, claim)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (change_id) do update set kind = excluded.kind, workers = excluded.workers,
-             options = excluded.options, requested_at = excluded.requested_at, requested_by = excluded.requested_by,
+             options = excluded.options, claim = excluded.claim, requested_at = excluded.requested_at, requested_by = excluded.requested_by,
              requested_role = excluded.requested_role,
              stopped = null, stopped_at = null, stopped_by = null,
              last_error = null, last_error_hint = null, last_error_at = null",
@@ -428,8 +549,10 @@ pub fn set_job(change: &Change, kind: JobKind, workers: u32, options: JobOptions
             JsonB(options).into(),
             role_name(session_role()).into(),
             role.into(),
+            claim.into(),
         ],
-    )
+    )?;
+    Ok(claim)
 }
 
 /// Writes down that nobody is to go on with a job: it was paused, or ran into an error.
@@ -463,13 +586,21 @@ fn add_event(id: i64, name: &str, event: &str, detail: serde_json::Value) -> Res
     id.into_iter().next().ok_or_else(|| Error::Spi("no id for the event".into()))
 }
 
-/// Writes down an error that ends the work on a change.
+/// Writes down an error that ends the work on a change, which can be resumed.
 pub fn record_error(id: i64, name: &str, error: &Error) -> Result<(), Error> {
-    let (detail, hint) = error.detail_and_hint();
-    let hint = hint.unwrap_or_else(|| Error::RESUME.into());
+    let hint = error.detail_and_hint().1.unwrap_or_else(|| Error::RESUME.into());
     set_error(id, &error.message(), Some(&hint))?;
+    add_error(id, name, error, Some(&hint))
+}
+
+/// Writes down an error that ends the work on a change for good.
+pub fn record_end(id: i64, name: &str, error: &Error) -> Result<(), Error> {
+    add_error(id, name, error, error.detail_and_hint().1.as_deref())
+}
+
+fn add_error(id: i64, name: &str, error: &Error, hint: Option<&str>) -> Result<(), Error> {
     let event = add_event(id, name, "error", json!({ "sqlstate": error.sqlstate() }))?;
-    set_event_error(event, &error.message(), detail.as_deref(), Some(&hint))
+    set_event_error(event, &error.message(), error.detail_and_hint().0.as_deref(), hint)
 }
 
 /// The text of an error may quote a row, so it is kept where only the table's owner sees it.
@@ -483,8 +614,12 @@ fn set_event_error(event: i64, error: &str, detail: Option<&str>, hint: Option<&
 
 /// Writes down an error after which the work is tried again. What comes again and again takes one event an hour, which
 /// counts.
-pub fn record_retry(change: &Change, error: &Error) -> Result<(), Error> {
-    set_error(change.id, &error.message(), None)?;
+pub fn record_retry(id: i64, name: &str, error: &Error) -> Result<(), Error> {
+    // Not of a change that is over.
+    if find_by_id(id)?.is_none() {
+        return Ok(());
+    }
+    set_error(id, &error.message(), None)?;
     let counted = write(
         "update zdd.event set detail = detail || jsonb_build_object(
              'count', (detail->>'count')::bigint + 1, 'last_at', clock_timestamp())
@@ -493,14 +628,14 @@ pub fn record_retry(change: &Change, error: &Error) -> Result<(), Error> {
              where e.change_id = $1 and e.event = 'retried' and e.detail->>'sqlstate' = $2
                  and e.at > clock_timestamp() - interval '1 hour')
          returning id",
-        &[change.id.into(), error.sqlstate().into()],
+        &[id.into(), error.sqlstate().into()],
         |row| get::<i64>(row, 1),
     )?;
     let event = match counted.first() {
         Some(event) => *event,
         None => {
             let detail = json!({ "sqlstate": error.sqlstate(), "count": 1 });
-            add_event(change.id, &change.name, "retried", detail)?
+            add_event(id, name, "retried", detail)?
         }
     };
     set_event_error(event, &error.message(), error.detail_and_hint().0.as_deref(), None)
@@ -768,6 +903,8 @@ pub fn remaining(id: i64) -> Result<Remaining, Error> {
 const WORKERS: u32 = 2_053_399_652;
 /// The class of the lock of the one who finishes a job.
 const FINISHER: u32 = 2_053_399_653;
+/// The class of the lock of a verb that changes a change.
+const CHANGE: u32 = 2_053_399_654;
 /// The slots of a change: first those of background workers, then those of sessions.
 const SLOTS: u32 = 64;
 /// The most background workers that a change can have.
@@ -837,7 +974,8 @@ pub const BUILDS_INDEX: &str = "builds index ";
 /// As `set_doing`, for what has to be ended from outside: whoever stops the job either sees it, or is seen. Returns whether
 /// it may begin.
 pub fn begin_long_work(slot: &Slot, claim: &Claim, doing: &str) -> Result<bool, Error> {
-    if claim.lock()?.is_stopped() {
+    // A backfill goes on with whatever was changed.
+    if claim.lock_anyway()?.is_stopped() {
         return Ok(false);
     }
     set_doing(slot, doing, None)?;
@@ -1006,6 +1144,18 @@ pub fn unfinished() -> Result<Vec<Change>, Error> {
         &[],
         change,
     )
+}
+
+/// The changes of this database whose contract was begun by a session that is gone.
+pub fn left_by_sessions() -> Result<Vec<Change>, Error> {
+    let sql = format!(
+        "{ACTIVE} where c.relation is not null and j.kind = 'contract' and j.workers = 0 and j.stopped is null
+         order by c.id"
+    );
+    let mut left = read(&sql, &[], change)?;
+    let mut failed = None;
+    left.retain(|change| live(change.id).map_err(|error| failed = Some(error)).is_ok_and(|live| live == 0));
+    failed.map_or(Ok(left), Err)
 }
 
 /// When a change began, and its phase, in microseconds since PostgreSQL's epoch.

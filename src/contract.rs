@@ -1,10 +1,11 @@
 //! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
 
 use crate::backfill::run::count;
-use crate::catalog::{self, Change, Claim};
+use crate::catalog::{self, Change, Claim, JobKind, JobOptions, Right};
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
+use crate::patience::across_transactions;
 use crate::pg::session::Session;
 use crate::phase::Phase;
 use crate::usage::report::{self, Standing};
@@ -19,97 +20,155 @@ pub struct Consent {
     pub force: bool,
 }
 
-/// Drops the old column. `doing` hears of each step.
+/// Writes down that a contract is to be done, by a background worker or by this session, which has taken a place for it. Returns
+/// the claim that it goes on under.
+pub fn begin(right: Right, consent: Consent, workers: u32) -> Result<Claim, Error> {
+    let change = right.lock_patiently()?;
+    if let Some(job) = &change.job {
+        let is_mine = |live: u32| if workers == 0 { live <= 1 } else { live == 0 };
+        match job.kind {
+            // A session that is gone has left it behind.
+            JobKind::Contract if job.stopped.is_some() => {}
+            JobKind::Contract if job.workers == 0 && is_mine(catalog::live(change.id)?) => {}
+            JobKind::Contract => return Err(Error::ContractRunning { change: change.name }),
+            JobKind::Backfill if job.stopped.as_ref().is_some_and(|stopped| stopped.by_error) => {}
+            JobKind::Backfill if job.workers == 0 && is_mine(catalog::live(change.id)?) => {}
+            JobKind::Backfill => return Err(Error::BackfillRunning { change: change.name }),
+        }
+    }
+    check(&change, consent)?;
+    let options = JobOptions {
+        accept_unmatched: consent.accept_unmatched,
+        force: consent.force,
+        own_fence: change.has_own_fence(),
+        ..JobOptions::default()
+    };
+    let claim = catalog::set_job(&change, JobKind::Contract, workers, options, "contract_started")?;
+    Ok(Claim::new(right, &Change { claim, ..change }, "contract"))
+}
+
+/// Drops the old column. `doing` hears of each step, and of what it waits for.
 pub fn contract(
     session: &Session,
     claim: &Claim,
     consent: Consent,
-    mut doing: impl FnMut(&str) -> Result<(), Error>,
+    mut doing: impl FnMut(&str, Option<&str>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let change = &session.transaction(|| claim.find())?;
-    // A worker that is gone may have come as far as its own fence.
-    let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
-    if !change.has_own_fence() {
-        session.transaction(|| check(change, consent))?;
-        doing("counts rows")?;
-        refuse_rows(change, &count(session, claim)?, consent)?;
-    }
-    if change.phase == Phase::Expanded {
-        doing("fences")?;
-        session.transaction(|| {
-            let change = claim.lock()?;
-            // Counting may have taken long.
-            check_usage(&change, consent, false)?;
-            ddl::fence(&change)?;
-            catalog::set_own_fence(change.id)
-        })?;
-    }
-    match finish(session, claim, own_fence, consent, &mut doing) {
+    match run(session, claim, consent, &mut doing) {
         Ok(lossy) => {
             if lossy > 0 {
                 pgrx::notice!(
                     "{lossy} rows were lossy: the new columns joined would not have given their old value back"
                 );
             }
-            pgrx::info!("{}: contracted; the old column is gone", claim.name);
+            pgrx::info!("{}: contracted; the old column is gone", claim.name());
             Ok(())
         }
-        Err(error) => loop {
-            match undo(session, claim, own_fence) {
-                // Nobody else would take the fence back.
-                Err(late) if session.is_worker() && late.is_transient() => {
-                    doing("takes its fence back")?;
-                    session.transaction(|| catalog::record_retry(change, &late))?;
+        Err(error) => {
+            // Nobody else would take the fence back, however long others keep the table locked.
+            across_transactions(session, true, || undo(claim), |late| {
+                if !session.is_worker() {
+                    pgrx::warning!("{}: the contract takes its fence back and waits: {}", claim.name(), late.message());
                 }
-                undone => return undone.and(Err(error)),
+                session.asynchronous_transaction(|| catalog::record_retry(claim.id(), claim.name(), late))?;
+                doing("takes its fence back", WAITS)
+            })?;
+            if !session.is_worker() {
+                session.transaction(|| give_up(claim, &error))?;
             }
-        },
+            Err(error)
+        }
     }
 }
 
-/// The steps behind the fence. Returns the number of lossy rows.
-fn finish(
+/// The steps. Returns the number of lossy rows.
+fn run(
     session: &Session,
     claim: &Claim,
-    own_fence: bool,
     consent: Consent,
-    doing: &mut impl FnMut(&str) -> Result<(), Error>,
+    doing: &mut impl FnMut(&str, Option<&str>) -> Result<(), Error>,
 ) -> Result<i64, Error> {
     let change = session.transaction(|| claim.find())?;
+    // A worker that is gone may have come as far as its own fence.
+    let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
+    if !change.has_own_fence() {
+        doing("counts rows", None)?;
+        refuse_rows(&change, &count(session, claim)?, consent)?;
+    }
+    if change.phase == Phase::Expanded {
+        doing("fences", None)?;
+        let fence = || {
+            let table = ddl::lock_once(&|| claim.lock(), |change| {
+                // Counting may have taken long.
+                check_usage(change, consent, false)?;
+                ddl::check_fence(change)
+            })?;
+            let moved = ddl::fence(&table)?;
+            catalog::set_own_fence(claim.id(), moved)?;
+            Ok(moved)
+        };
+        claim.move_on(across_transactions(session, false, fence, |_| doing("fences", WAITS))?);
+    }
     // The old application may have written between the first count and the fence.
-    doing("counts rows behind the fence")?;
+    doing("counts rows behind the fence", None)?;
     let counts = count(session, claim)?;
     if own_fence {
         refuse_rows(&change, &counts, consent)?;
     }
-    doing("demands NOT NULL")?;
-    if session.transaction(|| ddl::demand_not_null(&claim.lock()?))? {
-        doing("validates NOT NULL")?;
+    if ddl::has_not_null(&change) {
+        doing("demands NOT NULL", None)?;
+        let demand = || ddl::demand_not_null(&ddl::lock_once(&|| claim.lock(), |_| Ok(()))?);
+        across_transactions(session, false, demand, |_| doing("demands NOT NULL", WAITS))?;
+        doing("validates NOT NULL", None)?;
         session.transaction(|| ddl::validate_not_null(&claim.find()?))?;
     }
-    doing("drops the old column")?;
-    session.transaction(|| {
-        let change = claim.lock()?;
-        // Who ran into our own fence gets the column back.
-        if own_fence {
-            check_usage(&change, consent, true)?;
-        }
-        ddl::drop_source(&change)
-    })?;
+    doing("drops the old column", None)?;
+    let drop_source = || {
+        let table = ddl::lock_once(&|| claim.lock(), |change| {
+            // Who ran into our own fence gets the column back.
+            if own_fence {
+                check_usage(change, consent, true)?;
+            }
+            ddl::check_drop_source(change)
+        })?;
+        ddl::drop_source(&table)
+    };
+    across_transactions(session, false, drop_source, |_| doing("drops the old column", WAITS))?;
     Ok(counts.lossy)
 }
 
-/// Takes back what a contract that was refused or cancelled has done.
-fn undo(session: &Session, claim: &Claim, own_fence: bool) -> Result<(), Error> {
-    session.transaction(|| {
-        let change = claim.lock()?;
-        match change.phase {
-            Phase::Fenced if own_fence => ddl::unfence(&change),
-            Phase::Fenced => ddl::stop_demanding_not_null(&change),
-            // Somebody was quicker.
-            _ => Ok(()),
-        }
-    })
+const WAITS: Option<&str> = Some("a short lock on the table");
+
+/// Takes back what a contract that was refused or cancelled has done, unless somebody else has done so or gone on with it.
+fn undo(claim: &Claim) -> Result<(), Error> {
+    let change = match claim.lock_anyway() {
+        Ok(change) if claim.has_job(&change) && change.phase == Phase::Fenced => change,
+        Ok(_) | Err(Error::Final { .. } | Error::NoSuchChange { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let lock = || ddl::lock_once(&|| claim.lock_anyway(), |_| Ok(()));
+    match change.has_own_fence() {
+        true => ddl::unfence(&lock()?).map(drop),
+        false if ddl::demands_not_null(&change)? => ddl::stop_demanding_not_null(&lock()?),
+        false => Ok(()),
+    }
+}
+
+/// Takes back what a contract has done whose session is gone.
+pub fn clean_up_after(change: &Change) -> Result<(), Error> {
+    let Some(claim) = Claim::of_job(change) else { return Ok(()) };
+    undo(&claim)?;
+    match claim.lock_anyway() {
+        Ok(change) if claim.has_job(&change) => catalog::end_job(change.id),
+        _ => Ok(()),
+    }
+}
+
+/// Writes down why a session's contract came to nothing, unless the change is over, which tells as much.
+fn give_up(claim: &Claim, error: &Error) -> Result<(), Error> {
+    let Ok(change) = claim.lock_anyway() else { return Ok(()) };
+    catalog::record_end(claim.id(), claim.name(), error)?;
+    if claim.has_job(&change) { catalog::end_job(change.id) } else { Ok(()) }
 }
 
 /// What can be told without looking at the rows.
@@ -122,7 +181,7 @@ pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
             hint: "Split the remaining rows first with CALL zdd.backfill(...).",
         });
     }
-    ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
+    ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name().to_owned()])?;
     check_usage(change, consent, change.has_own_fence())
 }
 

@@ -1,6 +1,7 @@
 //! Expand, fence, contract and roll back: what needs a lock that nothing else can share, for as short as possible.
 
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::time::Duration;
 
 use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier as quote, quote_literal};
@@ -11,16 +12,16 @@ use crate::catalog::{self, Change};
 use crate::error::Error;
 use crate::guard;
 use crate::guc;
+use crate::patience::{GaveUp, holders_of_tables, with_patience};
 use crate::pg::gate::{Gate, as_owner};
 use crate::pg::inspect::ObjectId;
 use crate::pg::lock::{self, LockMode};
 use crate::pg::parse::ColumnDefinition;
 use crate::pg::security::{acts_for, query, query_strings, role_name};
-use crate::pg::settings::with_settings;
 use crate::pg::subxact::catch;
 use crate::pg::table::{Table, relation_named};
 use crate::pg::trigger::{NAME_PREFIX, record_dependencies};
-use crate::pg::{class, extension, worker};
+use crate::pg::{class, extension};
 use crate::phase::Phase;
 use crate::rule::Rule;
 use crate::usage;
@@ -46,92 +47,23 @@ pub fn trigger_name(change: &str) -> String {
     name
 }
 
-/// Locks a table and its partitions or children against everything, without ever making others queue for longer than
-/// `zdd.lock_timeout`. Returns them, the table first. `clear_the_way` is called when somebody holds it against us.
-fn lock_against_all(
-    relation: pg_sys::Oid,
-    name: &str,
-    clear_the_way: impl Fn() -> Result<(), Error>,
-) -> Result<Vec<pg_sys::Oid>, Error> {
-    let attempt = || Ok(lock::lock_tree(relation, LockMode::AccessExclusive));
-    let locked = with_patience_clearing(attempt, clear_the_way)?;
-    locked.or_else(|(attempts, patience)| {
-        let blockers = blockers(relation)?;
-        Err(Error::LockTimeout { relation: name.to_owned(), attempts, patience, blockers })
+/// Locks a table and its partitions or children against everything, within `zdd.lock_timeout` for all of them, so that nobody
+/// queues up behind for longer. Returns them, the table first. An error of PostgreSQL's if it cannot.
+fn lock_members(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    lock::lock_tree(relation, LockMode::AccessExclusive, guc::lock_timeout())
+}
+
+/// What to say when a table could not be locked.
+fn lock_timeout(relation: pg_sys::Oid, name: &str, gave_up: GaveUp) -> Result<Error, Error> {
+    let GaveUp { attempts, patience, error } = gave_up;
+    Ok(match error {
+        Error::Caught(_) => {
+            let blockers = holders_of_tables(relation, &lock::tree(relation))?;
+            Error::LockTimeout { relation: name.to_owned(), attempts, patience, blockers }
+        }
+        // Somebody else has the change.
+        error => error,
     })
-}
-
-/// Does what may have to wait for a lock, for `zdd.lock_timeout` at a time and for `zdd.lock_patience` in all.
-fn with_patience<T>(
-    attempt: impl FnMut() -> Result<T, Error>,
-    give_up: impl FnOnce(u32, Duration) -> Error,
-) -> Result<T, Error> {
-    with_patience_clearing(attempt, || Ok(()))?.map_err(|(attempts, patience)| give_up(attempts, patience))
-}
-
-/// The same. `Err` within `Ok` when all attempts were in vain: how many there were.
-fn with_patience_clearing<T>(
-    mut attempt: impl FnMut() -> Result<T, Error>,
-    clear_the_way: impl Fn() -> Result<(), Error>,
-) -> Result<Result<T, (u32, Duration)>, Error> {
-    let (timeout, patience) = (guc::lock_timeout(), guc::lock_patience());
-    let (lock_timeout, deadlock_timeout) = (guc::milliseconds(timeout), guc::milliseconds(timeout / 2));
-    // PostgreSQL cancels an autovacuum that is in the way when it looks for deadlocks, which must come first.
-    let settings = [(c"lock_timeout", lock_timeout.as_c_str()), (c"deadlock_timeout", deadlock_timeout.as_c_str())];
-    let start = Instant::now();
-    for attempts in 1.. {
-        match catch(|| with_settings(&settings, &mut attempt)) {
-            Ok(done) => return done.map(Ok),
-            Err(error) if !error.is_transient() => error.rethrow(),
-            Err(_) => {}
-        }
-        if start.elapsed() >= patience {
-            return Ok(Err((attempts, patience)));
-        }
-        clear_the_way()?;
-        lock::sleep(backoff(attempts).min(patience.saturating_sub(start.elapsed())));
-    }
-    Err(Error::Spi("out of attempts".into()))
-}
-
-/// The pause after an attempt: longer each time, and never the same for two sessions.
-fn backoff(attempt: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const MOST: Duration = Duration::from_secs(2);
-    let longest = (FIRST * 2_u32.pow(attempt.min(8) - 1)).min(MOST);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let jitter = f64::from(now.subsec_nanos() % 1_000_000) / 1_000_000.0;
-    longest.mul_f64(0.5 + jitter / 2.0)
-}
-
-/// Who holds locks on the table, a line each, as far as the current role may see what they run.
-fn blockers(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
-    // A background worker could see more, but what it says is for the table's owner.
-    match class::owner(relation).filter(|_| worker::is_background_worker()) {
-        Some(owner) => as_owner(owner, |_| blockers_as_current_role(relation)),
-        None => blockers_as_current_role(relation),
-    }
-}
-
-fn blockers_as_current_role(relation: pg_sys::Oid) -> Result<Vec<String>, Error> {
-    let members: Vec<pg_sys::Oid> = lock::tree(relation);
-    let sql = "select distinct case when k.pid is null then
-             format('prepared transaction %L of role %s, prepared at %s', p.gid, p.owner, p.prepared)
-         when a.state is null then
-             format('pid %s, %s', k.pid, coalesce(a.usename::text, a.backend_type, 'unknown'))
-         else
-             format('pid %s, %s, %s since %s: %s', k.pid, a.usename, a.state, a.xact_start, left(a.query, 200))
-         end
-     from pg_locks as k
-     left join pg_stat_activity as a on a.pid = k.pid
-     -- A prepared transaction has no pid; its lock on its own id leads to its name.
-     left join pg_locks as t on k.pid is null and t.pid is null and t.virtualtransaction = k.virtualtransaction
-         and t.locktype = 'transactionid' and t.mode = 'ExclusiveLock' and t.granted
-     left join pg_prepared_xacts as p on p.transaction = t.transactionid
-     where k.granted and k.locktype = 'relation' and k.relation = any ($1)
-         and k.database = (select d.oid from pg_database as d where d.datname = current_database())
-         and k.pid is distinct from pg_backend_pid()";
-    query_strings(sql, &[members.into()])
 }
 
 /// Runs DDL of our own on a table and its members, which the guard lets pass.
@@ -139,9 +71,9 @@ fn execute(gate: &Gate, members: &[pg_sys::Oid], sql: &str) -> Result<(), Error>
     guard::suspended(members, || gate.execute(sql))
 }
 
-/// Opens a table that must exist.
-pub fn open(relation: pg_sys::Oid, mode: LockMode) -> Result<Table, Error> {
-    Table::open(relation, mode).ok_or(Error::NoSuchTable { oid: relation.to_u32() })
+/// Opens a table that must exist, to look at it.
+pub fn open(relation: pg_sys::Oid) -> Result<Table, Error> {
+    Table::look_at(relation).ok_or(Error::NoSuchTable { oid: relation.to_u32() })
 }
 
 /// What `split_column` asks for.
@@ -223,11 +155,11 @@ fn is_of_citus(table: &Table) -> Result<bool, Error> {
 
 /// What can be wrong with a table and its partitions or children.
 fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error> {
-    let root = open(request.relation, LockMode::AccessShare)?;
+    let root = open(request.relation)?;
     let relation = root.name();
     let ours = trigger_name(&request.rule.change);
     for &member in members {
-        let table = open(member, LockMode::AccessShare)?;
+        let table = open(member)?;
         if table.kind() == 'f' {
             return Err(Error::ForeignPartition { relation, partition: table.name() });
         }
@@ -261,11 +193,11 @@ fn check_members(request: &Request, members: &[pg_sys::Oid]) -> Result<(), Error
 pub fn expand(request: &Request) -> Result<(), Error> {
     let source = &request.rule.source.name;
     let check_again = |members: &[pg_sys::Oid]| {
-        check_table(&open(request.relation, LockMode::AccessShare)?, source, Some(&request.rule.change))?;
+        check_table(&open(request.relation)?, source, Some(&request.rule.change))?;
         check_members(request, members)
     };
     let check = |members: &[pg_sys::Oid]| {
-        check_table(&open(request.relation, LockMode::AccessShare)?, source, None)?;
+        check_table(&open(request.relation)?, source, None)?;
         match catalog::find(&request.rule.change) {
             Ok(other) if !catalog::end_if_table_is_gone(&other)? => {
                 return Err(Error::ChangeExists { change: other.name });
@@ -276,14 +208,21 @@ pub fn expand(request: &Request) -> Result<(), Error> {
         check_members(request, members)
     };
     check(&lock::tree(request.relation))?;
-    let table = open(request.relation, LockMode::AccessShare)?;
-    let name = table.name();
+    let (name, _) = identity(request.relation)?;
     let rule = Rule { id: catalog::next_id()?, ..request.rule.clone() };
-    // Somebody may be taking the same name in a transaction that has not ended. Nobody waits for a table meanwhile.
-    let taken = |attempts, patience| Error::NameTaken { change: rule.change.clone(), attempts, patience };
-    with_patience(|| register(&rule, &table, &request.indexes), taken)?;
-    drop(table);
-    let members = lock_against_all(request.relation, &name, || Ok(()))?;
+    // Somebody may be taking the same name in a transaction that has not ended. Nobody waits for a table meanwhile, and
+    // nobody for the name while we wait for the table.
+    let attempt = || {
+        register(&rule, &open(request.relation)?, &request.indexes)?;
+        Ok(lock_members(request.relation))
+    };
+    let members = match with_patience(guc::lock_patience(), attempt, || Ok(()))? {
+        Ok(members) => members,
+        Err(GaveUp { error: Error::NameTaken { change, .. }, attempts, patience }) => {
+            return Err(Error::NameTaken { change, attempts, patience });
+        }
+        Err(gave_up) => return Err(lock_timeout(request.relation, &name, gave_up)?),
+    };
     check_again(&members)?;
     let (name, owner) = identity(request.relation)?;
     as_owner(owner, |gate| {
@@ -293,7 +232,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
         grant_as_source(gate, request.relation, &members, &name, &rule)?;
         create_triggers(gate, &rule, &members)
     })?;
-    let table = open(request.relation, LockMode::AccessShare)?;
+    let table = open(request.relation)?;
     let binding = Binding::to_table(rule.clone(), &table, Some(owner))?;
     notices(&binding, &table);
     notice_triggers(&members, &rule)?;
@@ -314,6 +253,9 @@ pub fn expand(request: &Request) -> Result<(), Error> {
 fn register(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Error> {
     match catch(|| catalog::insert(rule, table, indexes)) {
         Ok(done) => done,
+        Err(error) if error.is_transient() => {
+            Err(Error::NameTaken { change: rule.change.clone(), attempts: 1, patience: guc::lock_timeout() })
+        }
         Err(error) if error.is_constraint_violation() => Err(match error.message().contains("change_source_key") {
             true => Error::SourceInChange {
                 relation: table.name(),
@@ -416,7 +358,7 @@ fn grant_as_source(
 
 /// The name, qualified and quoted, and the owner of a table that must not be open while DDL changes it.
 fn identity(relation: pg_sys::Oid) -> Result<(String, pg_sys::Oid), Error> {
-    let table = open(relation, LockMode::AccessShare)?;
+    let table = open(relation)?;
     Ok((table.name(), table.owner()))
 }
 
@@ -511,36 +453,64 @@ fn notice_publications() -> Result<(), Error> {
     Ok(())
 }
 
-/// A table locked against everything, for DDL.
-struct Locked {
+/// A table locked against everything, for DDL, and its change.
+pub struct Locked {
+    pub change: Change,
     name: String,
     owner: pg_sys::Oid,
     members: Vec<pg_sys::Oid>,
 }
 
-fn lock_table(change: &Change) -> Result<Locked, Error> {
-    lock_table_clearing(change, || Ok(()))
+/// How to lock a change: by the right to it, or under a claim.
+pub type LockChange<'a> = &'a dyn Fn() -> Result<Change, Error>;
+
+/// Locks a change and then its table, trying for `zdd.lock_patience`; between two attempts neither is held.
+pub fn lock(lock_change: LockChange, check: impl Fn(&Change) -> Result<(), Error>) -> Result<Locked, Error> {
+    lock_clearing(lock_change, check, guc::lock_patience(), |_| Ok(()))
 }
 
-fn lock_table_clearing(change: &Change, clear_the_way: impl Fn() -> Result<(), Error>) -> Result<Locked, Error> {
-    let gone = |_| Error::TableGone { change: change.name.clone() };
-    let (name, _) = identity(change.relation).map_err(gone)?;
-    let members = lock_against_all(change.relation, &name, clear_the_way)?;
-    let (name, owner) = identity(change.relation).map_err(gone)?;
-    Ok(Locked { name, owner, members })
+/// One attempt of the same, for whoever tries again in another transaction.
+pub fn lock_once(lock_change: LockChange, check: impl Fn(&Change) -> Result<(), Error>) -> Result<Locked, Error> {
+    lock_clearing(lock_change, check, Duration::ZERO, |_| Ok(()))
+}
+
+fn lock_clearing(
+    lock_change: LockChange,
+    check: impl Fn(&Change) -> Result<(), Error>,
+    patience: Duration,
+    clear_the_way: impl Fn(&Change) -> Result<(), Error>,
+) -> Result<Locked, Error> {
+    let last = RefCell::new(None);
+    let attempt = || {
+        last.take();
+        let change = lock_change()?;
+        check(&change)?;
+        last.replace(Some(change.clone()));
+        let members = lock_members(change.relation);
+        let gone = |_| Error::TableGone { change: change.name.clone() };
+        let (name, owner) = identity(change.relation).map_err(gone)?;
+        Ok(Locked { change, name, owner, members })
+    };
+    let clear = || last.borrow().as_ref().map_or(Ok(()), &clear_the_way);
+    match with_patience(patience, attempt, clear)? {
+        Ok(locked) => Ok(locked),
+        Err(gave_up) => match last.take() {
+            Some(change) => Err(lock_timeout(change.relation, &class::name(change.relation), gave_up)?),
+            None => Err(gave_up.error),
+        },
+    }
 }
 
 /// Gives the sync trigger another rule.
-pub fn set_rule(change: &Change, rule: &Rule) -> Result<(), Error> {
-    let table = lock_table(change)?;
-    as_owner(table.owner, |gate| replace_triggers(gate, change, rule, &table.members))?;
-    catalog::set_rule(change, rule)?;
-    protect_rule(change, rule, &table.members)
+pub fn set_rule(table: &Locked, rule: &Rule) -> Result<(), Error> {
+    as_owner(table.owner, |gate| replace_triggers(gate, &table.change, rule, &table.members))?;
+    catalog::set_rule(&table.change, rule)?;
+    protect_rule(&table.change, rule, &table.members)
 }
 
 /// Every row is split: from now on NULLs on the new side mean what they say.
-pub fn end_expanding(change: &Change) -> Result<(), Error> {
-    set_rule(change, &Rule { expanding: false, ..change.rule.clone() })
+pub fn end_expanding(table: &Locked) -> Result<(), Error> {
+    set_rule(table, &Rule { expanding: false, ..table.change.rule.clone() })
 }
 
 fn replace_triggers(gate: &Gate, change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
@@ -550,7 +520,7 @@ fn replace_triggers(gate: &Gate, change: &Change, rule: &Rule, members: &[pg_sys
 
 /// After the triggers were replaced: what they use is protected again, and the change is whole.
 fn protect_rule(change: &Change, rule: &Rule, members: &[pg_sys::Oid]) -> Result<(), Error> {
-    let table = open(change.relation, LockMode::AccessShare)?;
+    let table = open(change.relation)?;
     let binding = Binding::to_table(rule.clone(), &table, catalog::rule_owner(change.id))?;
     drop(table);
     protect_used(&change.name, members, &binding)?;
@@ -571,13 +541,13 @@ fn fenced_name(source: &str) -> String {
     format!("{}{SUFFIX}", &source[..end])
 }
 
-/// Renames the old column out of the applications' reach.
-pub fn fence(change: &Change) -> Result<(), Error> {
-    rename_source(change, &fenced_name(&change.rule.source.name), Phase::Fenced)
+/// What can be wrong with a fence.
+pub fn check_fence(change: &Change) -> Result<(), Error> {
+    check_move(change, Phase::Fenced)
 }
 
-/// Gives the old column its name back.
-pub fn unfence(change: &Change) -> Result<(), Error> {
+/// What can be wrong with taking a fence back.
+pub fn check_unfence(change: &Change) -> Result<(), Error> {
     if change.phase == Phase::Expanding {
         return Err(Error::WrongPhase {
             change: change.name.clone(),
@@ -586,47 +556,61 @@ pub fn unfence(change: &Change) -> Result<(), Error> {
             hint: "Only a fenced change can be unfenced.",
         });
     }
-    rename_source(change, &change.rule.source.name, Phase::Expanded)
+    check_move(change, Phase::Expanded)
+}
+
+/// Renames the old column out of the applications' reach. Returns the claim.
+pub fn fence(table: &Locked) -> Result<i64, Error> {
+    rename_source(table, &fenced_name(&table.change.rule.source.name), Phase::Fenced)
+}
+
+/// Gives the old column its name back. Returns the claim.
+pub fn unfence(table: &Locked) -> Result<i64, Error> {
+    rename_source(table, &table.change.rule.source.name, Phase::Expanded)
 }
 
 fn check_move(change: &Change, to: Phase) -> Result<(), Error> {
     crate::phase::move_to(change.phase, to).map_err(|illegal| Error::Move { change: change.name.clone(), illegal })
 }
 
-fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
-    check_move(change, phase)?;
+fn rename_source(table: &Locked, to: &str, phase: Phase) -> Result<i64, Error> {
+    let change = &table.change;
     let mut rule = change.rule.clone();
     rule.source.renamed_to = (to != rule.source.name).then(|| to.to_owned());
     let from = change.rule.source.current_name();
-    let table = lock_table(change)?;
     let detail = json!({ "column": from, "renamed_to": to });
     as_owner(table.owner, |gate| {
         // A contract that was interrupted may have left it: the old application may write NULLs.
-        drop_not_null_check(gate, &table, change)?;
+        drop_not_null_check(gate, table)?;
         let (from, to) = (quote(from), quote(to));
         execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {from} TO {to}", table.name))?;
         replace_triggers(gate, change, &rule, &table.members)
     })?;
     catalog::set_rule(change, &rule)?;
     protect_rule(change, &rule, &table.members)?;
-    catalog::set_phase(change, phase, detail)?;
+    let claim = catalog::set_phase(change, phase, detail)?;
     usage::look_again(&table.members);
-    Ok(())
+    Ok(claim)
 }
 
 /// Drops the new columns and the trigger, and gives a fenced old column its name back.
-pub fn roll_back(change: &Change) -> Result<(), Error> {
-    check_move(change, Phase::RolledBack)?;
-    let targets: Vec<&str> = change.rule.targets.iter().map(|target| target.name.as_str()).collect();
-    refuse_dependents(change, "roll back", &targets)?;
-    // A backfill that is running stops here, before it can hold the table against us.
-    catalog::forget_work(change.id)?;
+pub fn roll_back(lock_change: LockChange) -> Result<(), Error> {
+    let targets =
+        |change: &Change| -> Vec<String> { change.rule.targets.iter().map(|target| target.name.clone()).collect() };
+    let check = |change: &Change| {
+        check_move(change, Phase::RolledBack)?;
+        refuse_dependents(change, "roll back", &targets(change))?;
+        // A backfill that is running stops here, before it can hold the table against us.
+        catalog::forget_work(change.id)
+    };
     // What they were to build is not wanted any longer.
-    let table = lock_table_clearing(change, || interrupt(change))?;
+    let table = &lock_clearing(lock_change, check, guc::lock_patience(), interrupt)?;
+    let change = &table.change;
+    let targets = targets(change);
     refuse_dependents(change, "roll back", &targets)?;
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
-        drop_not_null_check(gate, &table, change)?;
+        drop_not_null_check(gate, table)?;
         let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
         execute(gate, &table.members, &format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
         let (now, before) = (change.rule.source.current_name(), &change.rule.source.name);
@@ -639,7 +623,7 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
     let mut rule = change.rule.clone();
     rule.source.renamed_to = None;
     catalog::set_rule(change, &rule)?;
-    catalog::set_phase(change, Phase::RolledBack, json!({ "dropped": targets }))
+    catalog::set_phase(change, Phase::RolledBack, json!({ "dropped": targets })).map(drop)
 }
 
 /// The name of the CHECK that stands in for NOT NULL while the table is scanned.
@@ -647,41 +631,44 @@ fn not_null_check(change: &Change) -> String {
     format!("zdd_not_null_{}", change.id)
 }
 
-fn drop_not_null_check(gate: &Gate, table: &Locked, change: &Change) -> Result<(), Error> {
+/// Whether NOT NULL is demanded of the new rows.
+pub fn demands_not_null(change: &Change) -> Result<bool, Error> {
     let sql = "select conname::text from pg_constraint where conrelid = $1 and conname = $2::text::name";
-    match query_strings(sql, &[change.relation.into(), not_null_check(change).into()])?.pop() {
-        Some(name) => {
-            let (table, members) = (&table.name, &table.members);
-            execute(gate, members, &format!("ALTER TABLE {table} DROP CONSTRAINT {}", quote(name)))
-        }
-        None => Ok(()),
+    Ok(!query_strings(sql, &[change.relation.into(), not_null_check(change).into()])?.is_empty())
+}
+
+fn drop_not_null_check(gate: &Gate, table: &Locked) -> Result<(), Error> {
+    if !demands_not_null(&table.change)? {
+        return Ok(());
     }
+    let drop = format!("ALTER TABLE {} DROP CONSTRAINT {}", table.name, quote(not_null_check(&table.change)));
+    execute(gate, &table.members, &drop)
 }
 
 fn not_null_targets(change: &Change) -> impl Iterator<Item = String> {
     change.rule.targets.iter().filter(|target| target.not_null).map(|target| quote(&target.name))
 }
 
-/// Demands NOT NULL of all new rows, without looking at the old ones. Returns whether there is anything to demand.
-pub fn demand_not_null(change: &Change) -> Result<bool, Error> {
-    let conditions: Vec<String> = not_null_targets(change).map(|target| format!("{target} IS NOT NULL")).collect();
-    if conditions.is_empty() {
-        return Ok(false);
-    }
-    let table = lock_table(change)?;
+/// Whether a contract has to demand NOT NULL.
+pub fn has_not_null(change: &Change) -> bool {
+    not_null_targets(change).next().is_some()
+}
+
+/// Demands NOT NULL of all new rows, without looking at the old ones.
+pub fn demand_not_null(table: &Locked) -> Result<(), Error> {
+    let conditions: Vec<String> =
+        not_null_targets(&table.change).map(|target| format!("{target} IS NOT NULL")).collect();
     as_owner(table.owner, |gate| {
-        drop_not_null_check(gate, &table, change)?;
-        let (check, conditions) = (quote(not_null_check(change)), conditions.join(" AND "));
+        drop_not_null_check(gate, table)?;
+        let (check, conditions) = (quote(not_null_check(&table.change)), conditions.join(" AND "));
         let add = format!("ALTER TABLE {} ADD CONSTRAINT {check} CHECK ({conditions}) NOT VALID", table.name);
         execute(gate, &table.members, &add)
-    })?;
-    Ok(true)
+    })
 }
 
 /// Takes the demand back.
-pub fn stop_demanding_not_null(change: &Change) -> Result<(), Error> {
-    let table = lock_table(change)?;
-    as_owner(table.owner, |gate| drop_not_null_check(gate, &table, change))
+pub fn stop_demanding_not_null(table: &Locked) -> Result<(), Error> {
+    as_owner(table.owner, |gate| drop_not_null_check(gate, table))
 }
 
 /// Scans the table for NULLs while reads and writes go on.
@@ -691,11 +678,17 @@ pub fn validate_not_null(change: &Change) -> Result<(), Error> {
     as_owner(owner, |gate| gate.execute(&validate))
 }
 
-/// Drops the old column, catalog updates only.
-pub fn drop_source(change: &Change) -> Result<(), Error> {
+/// What can be wrong with dropping the old column.
+pub fn check_drop_source(change: &Change) -> Result<(), Error> {
     check_move(change, Phase::Contracted)?;
-    let table = lock_table(change)?;
-    refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
+    refuse_dependents(change, "contract", &[change.rule.source.current_name().to_owned()])
+}
+
+/// Drops the old column, catalog updates only.
+pub fn drop_source(table: &Locked) -> Result<(), Error> {
+    let change = &table.change;
+    // Something may have come while the table was not locked.
+    check_drop_source(change)?;
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
         // The validated CHECK saves PostgreSQL the scan.
@@ -705,16 +698,16 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
             let alter = format!("ALTER TABLE {} {}", table.name, set_not_null.join(", "));
             execute(gate, &table.members, &alter)?;
         }
-        drop_not_null_check(gate, &table, change)?;
+        drop_not_null_check(gate, table)?;
         drop_column(gate, &table.members, change.rule.source.current_name())
     })?;
-    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
+    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name })).map(drop)
 }
 
 /// Drops a column from a table and from its children, which may have defined it for themselves too.
 fn drop_column(gate: &Gate, members: &[pg_sys::Oid], column: &str) -> Result<(), Error> {
     for &member in members {
-        let table = open(member, LockMode::AccessShare)?;
+        let table = open(member)?;
         let (name, is_there) = (table.name(), table.attribute(column).is_some());
         drop(table);
         if is_there {
@@ -751,9 +744,8 @@ pub fn index_on(relation: pg_sys::Oid, columns: &[String]) -> Result<Option<Stri
 
 /// Makes the index of a partitioned table out of those of its partitions. A partition that has none yet is left for
 /// another time.
-pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[String], index: &str) -> Result<(), Error> {
-    let locked = lock_table(change)?;
-    let table = open(relation, LockMode::AccessShare)?;
+pub fn index_partitioned(locked: &Locked, relation: pg_sys::Oid, columns: &[String], index: &str) -> Result<(), Error> {
+    let table = open(relation)?;
     let (name, schema) = (table.name(), table.schema());
     drop(table);
     let partitions = "select i.inhrelid::oid::text from pg_inherits as i where i.inhparent = $1";
@@ -776,7 +768,7 @@ pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[Stri
 
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
 /// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults.
-pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) -> Result<(), Error> {
+pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[String]) -> Result<(), Error> {
     let sql = "with dependents as (
             select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum
             from pg_attribute as a
@@ -817,9 +809,9 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
                     and k.oid = d.objid and k.conname = $3::text::name)
         order by 1";
     let members = lock::tree(change.relation);
-    for &column in columns {
-        let all: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
-        let args = [members.clone().into(), column.into(), not_null_check(change).into(), all.into()];
+    for column in columns {
+        let column = column.as_str();
+        let args = [members.clone().into(), column.into(), not_null_check(change).into(), columns.to_vec().into()];
         let dependents = query_strings(sql, &args)?;
         if !dependents.is_empty() {
             let source = &change.rule.source;

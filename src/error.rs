@@ -167,9 +167,18 @@ pub enum Error {
     ChangeExists {
         change: String,
     },
-    /// Somebody has altered it since its rows were looked at.
-    ChangedMeanwhile {
+    /// Somebody has changed what work on it stands on.
+    ClaimMoved {
         change: String,
+        work: &'static str,
+        event: String,
+        role: String,
+        at: String,
+    },
+    /// Another verb changes it.
+    ChangeLocked {
+        change: String,
+        holders: Vec<String>,
     },
     /// Somebody else is taking the name.
     NameTaken {
@@ -269,6 +278,9 @@ pub enum Error {
         change: String,
     },
     ContractRunning {
+        change: String,
+    },
+    BackfillRunning {
         change: String,
     },
     /// Code of the table has released the lock that tells who works.
@@ -602,10 +614,27 @@ impl Error {
             )
             .detail(format!("The change is \"{change}\"."))
             .hint("Finish it with CALL zdd.contract(...), or give it up with SELECT zdd.rollback(...)."),
-            ChangedMeanwhile { change } => parts(
-                Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-                format!("change \"{change}\" was altered while its rows were looked at"),
-            ),
+            ClaimMoved { change, work, event, role, at } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the {work} of change \"{change}\" ended, since somebody has changed what it stood on"),
+            )
+            .detail(format!("Event \"{event}\" by role {role} at {at}."))
+            .hint("SELECT * FROM zdd.events tells the story. Call it again if it is still wanted."),
+            ChangeLocked { change, holders } => parts(
+                Code::ERRCODE_LOCK_NOT_AVAILABLE,
+                format!("another session is changing change \"{change}\""),
+            )
+            .detail(if holders.is_empty() {
+                "It has just finished.".to_owned()
+            } else {
+                format!("It is locked by:\n{}", holders.join("\n"))
+            })
+            .hint("Try again when they have ended, end them with pg_terminate_backend(pid), or raise zdd.lock_patience."),
+            BackfillRunning { change } => parts(
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("a backfill of change \"{change}\" is not finished"),
+            )
+            .hint("SELECT * FROM zdd.progress shows what it does or waits for; CALL zdd.wait_for(...) waits for its end."),
             NameTaken { change, attempts, patience } => parts(
                 Code::ERRCODE_LOCK_NOT_AVAILABLE,
                 format!("another transaction is about to begin a change of the name \"{change}\""),
@@ -953,7 +982,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Caught(error) => error.is_transient(),
-            Error::LockTimeout { .. } | Error::NameTaken { .. } | Error::ChangedMeanwhile { .. } => true,
+            Error::LockTimeout { .. } | Error::NameTaken { .. } | Error::ChangeLocked { .. } => true,
             _ => false,
         }
     }

@@ -138,6 +138,8 @@ fn check_dropped(dropped: &[Dropped]) -> Result<(), Error> {
     let tables: Vec<Oid> = dropped.iter().filter(whole).map(|it| it.object.oid).collect();
     if !tables.is_empty() {
         for change in catalog::of_relations(&tables)? {
+            // Somebody may be about to change it, who does not wait for the table for long.
+            let Some(change) = catalog::lock_by_id(change.id)? else { continue };
             catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
         }
     }

@@ -11,6 +11,7 @@ mod ddl;
 mod error;
 mod guard;
 mod guc;
+mod patience;
 mod pg;
 mod phase;
 mod plans;

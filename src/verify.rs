@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier as quote, quote_literal};
 
 use crate::binding::{Binding, BoundColumn};
-use crate::catalog::Change;
+use crate::catalog::{Change, Right};
 use crate::ddl::{check_storage, open};
 use crate::error::{Error, shortened};
 use crate::pg::gate::as_owner;
@@ -55,12 +55,10 @@ impl Counts {
 /// The tables of a change that have rows: the table itself, its partitions or children.
 pub fn tables(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // Locked, it cannot be dropped while we look.
-    if Table::open(relation, LockMode::AccessShare).is_none() {
-        return Vec::new();
-    }
+    let Some(_table) = Table::look_at(relation) else { return Vec::new() };
     tree(relation)
         .into_iter()
-        .filter(|member| Table::open(*member, LockMode::AccessShare).is_some_and(|table| table.kind() == 'r'))
+        .filter(|member| Table::look_at(*member).is_some_and(|table| table.kind() == 'r'))
         .collect()
 }
 
@@ -110,11 +108,18 @@ pub fn count(binding: &Binding, table: &Table, blocks: Range<u32>, counts: &mut 
     })
 }
 
+/// A change with its table locked as SELECT does it, until the end of the transaction: nobody changes its rule meanwhile.
+fn locked(right: &Right) -> Result<Change, Error> {
+    drop(Table::open(right.relation, LockMode::AccessShare));
+    with_latest_snapshot(|| right.find())
+}
+
 /// Counts all rows as one snapshot sees them.
-pub fn verify(change: &Change) -> Result<Counts, Error> {
+pub fn verify(right: &Right) -> Result<Counts, Error> {
+    let change = &locked(right)?;
     let mut counts = Counts::default();
     for relation in tables(change.relation) {
-        let table = open(relation, LockMode::AccessShare)?;
+        let table = open(relation)?;
         let plan = plans::of_change(change, &table)?;
         let before = counts.rows;
         count(&plan.binding, &table, 0..table.blocks(), &mut counts)?;
@@ -181,18 +186,19 @@ fn find(
 pub type MismatchRow = (pg_sys::Oid, Option<Passed>, pg_sys::ItemPointerData, Option<Passed>, Option<Passed>, String);
 
 /// The rows behind the counts.
-pub fn mismatches(change: &Change, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
+pub fn mismatches(right: &Right, max_rows: usize) -> Result<Vec<MismatchRow>, Error> {
+    let change = &locked(right)?;
     let caller = Caller::current();
     let (mut all, mut lossy) = (Vec::new(), Vec::new());
     for relation in tables(change.relation) {
-        find(change, &open(relation, LockMode::AccessShare)?, max_rows, &mut all, &mut lossy)?;
+        find(change, &open(relation)?, max_rows, &mut all, &mut lossy)?;
     }
     all.extend(lossy);
     all.truncate(max_rows);
     let mut result = Vec::new();
     for found in all.chunk_by(|left, right| left.relation == right.relation) {
         let Some(relation) = found.first().map(|mismatch| mismatch.relation) else { continue };
-        let table = open(relation, LockMode::AccessShare)?;
+        let table = open(relation)?;
         let object = |names: &[String]| {
             let pairs: Vec<String> =
                 names.iter().map(|name| format!("{}, t.{}", quote_literal(name), quote(name))).collect();
@@ -261,12 +267,12 @@ pub fn preview(
 ) -> Result<Preview, Error> {
     let mut preview = Preview::default();
     for member in tree(relation) {
-        check_storage(&open(member, LockMode::AccessShare)?)?;
+        check_storage(&open(member)?)?;
     }
     let tables = tables(relation);
     let share = sample_rows.div_ceil(tables.len().max(1) as u64);
     for relation in tables {
-        let table = open(relation, LockMode::AccessShare)?;
+        let table = open(relation)?;
         let binding = bind(&table)?;
         sample(&binding, &table, share, &mut preview)?;
     }
@@ -337,24 +343,18 @@ pub fn pieces(blocks: u32) -> impl Iterator<Item = Range<u32>> {
     (0..blocks).step_by(PIECE as usize).map(move |start| start..(start + PIECE).min(blocks))
 }
 
-/// Counts the rows of one piece of a table as they are now; the table may be gone.
-pub fn count_piece(
-    change: &Change,
-    relation: pg_sys::Oid,
-    blocks: Range<u32>,
-    counts: &mut Counts,
-) -> Result<(), Error> {
-    let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
-    if !ancestors(relation).contains(&change.relation) {
+/// Counts the rows of one piece of a table as they are now, if it is still a part of the change.
+pub fn count_piece(change: &Change, table: &Table, blocks: Range<u32>, counts: &mut Counts) -> Result<(), Error> {
+    if !ancestors(table.oid()).contains(&change.relation) {
         return Ok(());
     }
-    let plan = plans::of_change(change, &table)?;
-    with_latest_snapshot(|| count(&plan.binding, &table, blocks, counts))
+    let plan = plans::of_change(change, table)?;
+    with_latest_snapshot(|| count(&plan.binding, table, blocks, counts))
 }
 
 /// An error if a table has rows but a scan finds none, after pieces of it had none. It may be gone.
 pub fn check_empty(relation: pg_sys::Oid) -> Result<(), Error> {
-    let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+    let Some(table) = Table::look_at(relation) else { return Ok(()) };
     with_latest_snapshot(|| {
         // Rows may have come since.
         let mut found = false;

@@ -45,13 +45,13 @@ thread_local! {
 
 /// Starts so many workers for a change when this transaction commits, and none if it does not. A worker that finds
 /// nothing to do ends.
-pub fn launch_at_commit(change: &Change, workers: u32) {
-    want(change, workers, true);
+pub fn launch_at_commit(id: i64, workers: u32) {
+    want(id, workers, true);
 }
 
-fn want(change: &Change, workers: u32, if_committed: bool) {
+fn want(id: i64, workers: u32, if_committed: bool) {
     worker::at_end_of_transaction(launch_wanted);
-    let order = Order { database: worker::current_database(), change: change.id };
+    let order = Order { database: worker::current_database(), change: id };
     let wanted = Wanted { order, if_committed, since: worker::current_subtransaction() };
     WANTED.with_borrow_mut(|all| all.extend((0..workers).map(|_| wanted)));
 }
@@ -86,7 +86,7 @@ fn launch_wanted(ending: Ending) -> Result<(), Error> {
 /// long batch. They lose no more than that, and others take their place if this transaction does not commit.
 pub fn interrupt(change: &Change) -> Result<(), Error> {
     let ended = catalog::end_long_work(change)?;
-    want(change, ended, false);
+    want(change.id, ended, false);
     Ok(())
 }
 
@@ -183,6 +183,14 @@ fn resume(session: &Session) -> Result<(), Error> {
         }
         Ok(left)
     })?;
+    for change in session.transaction(|| if extension::is_installed() { catalog::left_by_sessions() } else { Ok(vec![]) })?
+    {
+        match session.transaction(|| contract::clean_up_after(&change)) {
+            // It is tried again at the launcher's next look.
+            Err(error) if error.is_transient() => {}
+            done => done?,
+        }
+    }
     if left.is_empty() { Ok(()) } else { work_for(session, left.swap_remove(0)) }
 }
 
@@ -209,6 +217,8 @@ fn wanted_workers(change: &Change) -> Option<u32> {
     Some(match job.kind {
         // A session that has indexes to build needs a worker for that.
         JobKind::Backfill => job.workers.max(1),
+        // A session does it itself.
+        JobKind::Contract if job.workers == 0 => return None,
         JobKind::Contract => 1,
     })
 }
@@ -228,7 +238,9 @@ fn run_job(session: &Session, claim: &Claim, slot: Slot, change: Change) -> Resu
         Some(job) if job.kind == JobKind::Contract => {
             let options = job.options;
             let consent = Consent { accept_unmatched: options.accept_unmatched, force: options.force };
-            contract::contract(session, claim, consent, |what| show(session, &slot, &change.name, what, None))
+            contract::contract(session, claim, consent, |what, waiting| {
+                show(session, &slot, &change.name, what, waiting)
+            })
         }
         // The session that called for the backfill splits the rows.
         Some(job) if job.workers == 0 => run::build_indexes(session, claim.clone(), slot, &change),
@@ -248,7 +260,7 @@ pub fn show(session: &Session, slot: &Slot, change: &str, what: &str, waiting_fo
 pub fn show_long_work(session: &Session, slot: &Slot, claim: &Claim, what: &str) -> Result<bool, Error> {
     let begins = session.transaction(|| catalog::begin_long_work(slot, claim, what))?;
     if begins {
-        show_title(session, &claim.name, what, None);
+        show_title(session, claim.name(), what, None);
     }
     Ok(begins)
 }

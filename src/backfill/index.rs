@@ -8,7 +8,8 @@ use serde_json::json;
 use crate::catalog::{self, Change, Claim};
 use crate::ddl::{self, open};
 use crate::error::Error;
-use crate::pg::lock::{LockMode, tree};
+use crate::patience::across_transactions;
+use crate::pg::lock::tree;
 use crate::pg::security::query_strings;
 use crate::pg::session::Session;
 use crate::pg::table::{Table, new_index_name};
@@ -16,8 +17,7 @@ use crate::pg::table::{Table, new_index_name};
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
 /// it. Where the backfill has a limit, it goes at the pace of autovacuum.
 pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Result<(), Error> {
-    let table =
-        session.transaction(|| Ok(Table::open(relation, LockMode::AccessShare).map(|it| (it.name(), it.owner()))))?;
+    let table = session.transaction(|| Ok(Table::look_at(relation).map(|it| (it.name(), it.owner()))))?;
     let Some((name, owner)) = table else { return Ok(()) };
     let targets: Vec<String> = change.rule.targets.iter().map(|target| target.name.clone()).collect();
     let columns = ddl::column_list(&targets);
@@ -81,7 +81,7 @@ fn to_do(change: &Change, relation: pg_sys::Oid, columns: &[String]) -> Result<O
     if !Table::exists(relation) || ddl::index_on(relation, columns)?.is_some() {
         return Ok(None);
     }
-    let table = open(relation, LockMode::AccessShare)?;
+    let table = open(relation)?;
     let invalid = "select c.relname::text from pg_index as i join pg_class as c on c.oid = i.indexrelid
         where i.indrelid = $1 and c.relname = $2::text::name and not i.indisvalid";
     let leftover = match catalog::built_index(change.id, relation, columns)? {
@@ -107,8 +107,11 @@ impl ToDo {
     fn build(&self, session: &Session, claim: &Claim) -> Result<(), Error> {
         let (name, columns) = (quote(&self.name), ddl::column_list(&self.columns));
         if self.is_partitioned {
-            return session
-                .transaction(|| ddl::index_partitioned(&claim.lock()?, self.relation, &self.columns, &self.name));
+            let attach = || {
+                let locked = ddl::lock_once(&|| claim.lock_anyway(), |_| Ok(()))?;
+                ddl::index_partitioned(&locked, self.relation, &self.columns, &self.name)
+            };
+            return across_transactions(session, false, attach, |_| Ok(()));
         }
         if self.is_leftover {
             let drop = format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", quote(&self.schema));
@@ -117,8 +120,9 @@ impl ToDo {
         let create = format!("CREATE INDEX CONCURRENTLY {name} ON {} ({columns})", self.table);
         session.top_level(self.owner, &create)?;
         session.transaction(|| {
+            claim.follow()?;
             let detail = json!({ "table": self.table, "index": self.name, "columns": self.columns });
-            catalog::record(claim.id, &claim.name, "index_built", detail)
+            catalog::record(claim.id(), claim.name(), "index_built", detail)
         })
     }
 }

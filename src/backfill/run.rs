@@ -13,14 +13,15 @@ use super::plan::{
 };
 use super::throttle::Courtesy;
 use super::{index, signals};
-use crate::catalog::{self, Batch, Change, Claim, Job, JobKind, JobOptions, Remaining, Slot};
+use crate::catalog::{self, Batch, Change, Claim, Job, JobKind, JobOptions, Remaining, Right, Slot};
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
+use crate::patience::across_transactions;
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::page::Destinations;
-use crate::pg::session::{Session, wal_bytes};
+use crate::pg::session::{Session, wal_bytes, with_latest_snapshot};
 use crate::pg::settings::with_settings;
 use crate::pg::subxact::catch;
 use crate::pg::table::Table;
@@ -41,6 +42,8 @@ enum Step {
     Done,
     /// What was skipped is still locked.
     Locked,
+    /// The blocks of a table are not what its lanes say.
+    Moved { relation: pg_sys::Oid },
     /// Nobody is to go on.
     Stopped,
     /// There are enough others.
@@ -59,22 +62,27 @@ enum End {
 }
 
 /// Writes down that a backfill is to be done by so many background workers, or by this session when there are none.
-pub fn request(claim: &Claim, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
-    let change = claim.lock()?;
-    let options = JobOptions { fire_triggers, ..JobOptions::default() };
-    match &change.job {
-        Some(Job { stopped: Some(stopped), .. }) if !stopped.by_error => {
-            return Err(Error::Paused { change: change.name, role: stopped.role.clone() });
-        }
-        _ if change.is_contracting() => return Err(Error::ContractRunning { change: change.name }),
-        // Sessions join in.
-        Some(Job { workers: 1.., stopped: None, .. }) if workers == 0 => {}
-        _ => catalog::set_job(&change, JobKind::Backfill, workers, options)?,
+pub fn request(right: &Right, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
+    let change = right.lock_patiently()?;
+    if let Some(Job { kind: JobKind::Backfill, stopped: Some(stopped), .. }) = &change.job
+        && !stopped.by_error
+    {
+        return Err(Error::Paused { change: change.name, role: stopped.role.clone() });
+    }
+    if change.is_contracting()? {
+        return Err(Error::ContractRunning { change: change.name });
     }
     let resumed = prepare(&change, change.phase != Phase::Expanding)?;
     let event = if resumed { "backfill_resumed" } else { "backfill_started" };
-    catalog::record(change.id, &change.name, event, json!({ "workers": workers }))?;
-    claim.find()
+    let options = JobOptions { fire_triggers, ..JobOptions::default() };
+    match &change.job {
+        // Sessions join in.
+        Some(Job { workers: 1.., stopped: None, .. }) if workers == 0 => {
+            catalog::record(change.id, &change.name, event, json!({ "workers": workers }))?;
+        }
+        _ => drop(catalog::set_job(&change, JobKind::Backfill, workers, options, event)?),
+    }
+    right.find()
 }
 
 /// Sees to it that every table has lanes, and begins them again if `anew`: an attached partition may have brought rows
@@ -86,7 +94,7 @@ fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
         catalog::drop_lanes(change.id, lane.relation)?;
     }
     for relation in tables {
-        let Some(table) = Table::open(relation, LockMode::AccessShare) else { continue };
+        let Some(table) = Table::look_at(relation) else { continue };
         let (file, blocks) = (table.file(), table.blocks());
         let end =
             known.iter().filter(|lane| lane.relation == relation && lane.file == file).map(|lane| lane.end_block).max();
@@ -103,24 +111,25 @@ fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
 }
 
 /// Runs a backfill in the session that calls it, until every row is split, and moves the change to `expanded` if it is.
-pub fn backfill(session: &Session, claim: &Claim, fire_triggers: bool) -> Result<(), Error> {
-    let change = session.transaction(|| request(claim, 0, fire_triggers))?;
-    let mut run = Run::new(session, claim.clone(), catalog::take_slot(change.id, None), change);
+pub fn backfill(session: &Session, right: Right, fire_triggers: bool) -> Result<(), Error> {
+    let change = session.transaction(|| request(&right, 0, fire_triggers))?;
+    let (id, name) = (right.id, right.name.clone());
+    let claim = Claim::new(right.clone(), &change, "backfill");
+    let mut run = Run::new(session, claim, catalog::take_slot(id, None), change);
     let ended = run.complete();
-    let (id, name) = (claim.id, claim.name.as_str());
-    match (session.transaction(|| claim.find()), ended) {
+    match (session.transaction(|| right.find()), ended) {
         // Whatever came in the way, the change was given up meanwhile.
         (Err(Error::Final { phase, .. }), _) => {
             pgrx::info!("{name}: stopped, the change is {}", phase.as_str());
             Ok(())
         }
         (_, Err(error)) => {
-            session.transaction(|| catalog::record_error(id, name, &error))?;
+            session.transaction(|| catalog::record_error(id, &name, &error))?;
             Err(error)
         }
         (Ok(Change { job: Some(Job { stopped: Some(stopped), .. }), .. }), Ok(End::Stopped)) => {
             if stopped.by_error {
-                return Err(stopped.error(name));
+                return Err(stopped.error(&name));
             }
             pgrx::info!("{name}: paused by {}; zdd.resume goes on", stopped.role);
             Ok(())
@@ -219,7 +228,9 @@ impl<'s> Run<'s> {
     /// Splits rows until a look at all of them finds nothing left, or nothing that could be done about it.
     fn attempt(&mut self) -> Result<End, Error> {
         let name = self.change.name.clone();
-        for pass in 1.. {
+        let mut pass = 0;
+        loop {
+            pass += 1;
             let before = self.rows;
             self.doing("splits rows", None)?;
             match self.split_rows()? {
@@ -231,7 +242,7 @@ impl<'s> Run<'s> {
             }
             let begun = self.change.phase;
             let Some(_finisher) = self.become_finisher()? else { return Ok(End::LeftToOthers) };
-            match self.session.transaction(|| self.claim.find()) {
+            match self.session.transaction(|| self.claim.follow()) {
                 Ok(change) if change.phase == begun && change.job.is_some() => self.change = change,
                 // Somebody else was quicker.
                 Ok(change) => {
@@ -247,17 +258,26 @@ impl<'s> Run<'s> {
             let counts = count_while(self.session, &claim, || {
                 self.leave_time(since.elapsed());
                 since = Instant::now();
-                Ok(!self.follow()?)
-            })?;
-            let Some(counts) = counts else { return Ok(End::Stopped) };
+                Ok(())
+            });
             // Sessions that write without the trigger, or a partition that was attached, can leave rows behind the lanes.
-            let again = counts.pending > 0 && (pass == 1 || self.rows > before);
-            if !again {
-                return self.finish(&counts);
+            let again = |counts: &Counts| counts.pending > 0 && (pass == 1 || self.rows > before);
+            let ended = match counts {
+                Ok(counts) if again(&counts) => Ok(None),
+                Ok(counts) => self.finish(&counts).map(Some),
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(Some(end)) => return Ok(end),
+                Ok(None) => drop(self.session.transaction(|| prepare(&self.claim.lock_anyway()?, true))?),
+                // What was verified may be so no longer.
+                Err(Error::ClaimMoved { .. }) => {}
+                Err(error) => return Err(error),
             }
-            self.session.transaction(|| prepare(&self.claim.lock()?, true))?;
+            if self.follow()? {
+                return Ok(End::Stopped);
+            }
         }
-        Ok(End::Finished)
     }
 
     /// A worker leaves the rest to whoever is at it; a session waits for them, since its caller waits for the end.
@@ -312,6 +332,7 @@ impl<'s> Run<'s> {
                         Step::Busy => self.nap("lanes that others work on")?,
                         Step::Locked => self.nap("row locks of other sessions")?,
                         Step::Done => return Ok(End::Finished),
+                        Step::Moved { relation } => self.begin_lanes_again(relation)?,
                         Step::Stopped => return Ok(End::Stopped),
                         Step::Surplus => return Ok(End::LeftToOthers),
                     }
@@ -329,7 +350,7 @@ impl<'s> Run<'s> {
         if !error.is_transient() {
             return Err(error);
         }
-        self.session.asynchronous_transaction(|| catalog::record_retry(&self.change, &error))?;
+        self.session.asynchronous_transaction(|| catalog::record_retry(self.change.id, &self.change.name, &error))?;
         self.wait("another try after an error")?;
         lock::sleep(Duration::from_millis(50 * u64::from(failures)).min(Duration::from_secs(2)));
         Ok(())
@@ -385,9 +406,9 @@ impl<'s> Run<'s> {
         limit.wait(self.limited_rows, self.limited_since.elapsed())
     }
 
-    /// Learns of other settings; another limit begins to count anew. Returns whether there is nothing more to wait for.
+    /// Learns of what was changed; another limit begins to count anew. Returns whether there is nothing more to wait for.
     fn follow(&mut self) -> Result<bool, Error> {
-        match self.session.transaction(|| self.claim.find()) {
+        match self.session.transaction(|| self.claim.follow()) {
             Ok(change) => {
                 if change.max_rows_per_second != self.change.max_rows_per_second {
                     self.begin_limit();
@@ -487,16 +508,16 @@ impl<'s> Run<'s> {
 
     /// One batch of a lane, or of the blocks that were skipped once all lanes are done.
     fn step(&mut self) -> Result<Step, Error> {
-        // Read anew each time: alter_change, pause, fence or rollback may have come in between.
-        self.change = self.claim.find()?;
-        if self.change.is_stopped() {
-            return Ok(Step::Stopped);
-        }
-        if self.is_surplus() {
-            return self.move_up();
-        }
         if let Some(lane) = self.take_lane()? {
-            return self.lane_batch(&lane);
+            // Who changes what the rule is, or where its columns are, has the table locked. So the change is read once it is ours.
+            let table = open_member(self.claim.relation(), lane.relation)?;
+            return match self.read()? {
+                Some(step) => Ok(step),
+                None => self.lane_batch(&lane, table),
+            };
+        }
+        if let Some(step) = self.read()? {
+            return Ok(step);
         }
         let remaining = catalog::remaining(self.change.id)?;
         if remaining.blocks_done < remaining.blocks_total {
@@ -510,9 +531,22 @@ impl<'s> Run<'s> {
         }
     }
 
+    /// Reads the change as it is now: alter_change, pause, fence or rollback may have come in between. Returns what that makes
+    /// of this step, if anything.
+    fn read(&mut self) -> Result<Option<Step>, Error> {
+        self.change = with_latest_snapshot(|| self.claim.follow())?;
+        if self.change.is_stopped() {
+            return Ok(Some(Step::Stopped));
+        }
+        if self.is_surplus() {
+            return self.move_up().map(Some);
+        }
+        Ok(None)
+    }
+
     /// The next lane to work on: so many in turn, and others' when there are no more.
     fn take_lane(&mut self) -> Result<Option<catalog::Lane>, Error> {
-        let id = self.change.id;
+        let id = self.claim.id();
         if self.windows.len() < LANES_IN_TURN
             && let Some(lane) = catalog::take_free_lane(id)?
         {
@@ -528,17 +562,10 @@ impl<'s> Run<'s> {
         catalog::take_over_lane(id, self.slot.as_ref())
     }
 
-    fn lane_batch(&mut self, lane: &catalog::Lane) -> Result<Step, Error> {
-        let id = self.change.id;
-        let Some(table) = open_member(&self.change, lane.relation)? else {
-            catalog::drop_lanes(id, lane.relation)?;
-            return Ok(NOTHING);
+    fn lane_batch(&mut self, lane: &catalog::Lane, table: Option<Table>) -> Result<Step, Error> {
+        let Some(table) = table.filter(|table| table.file() == lane.file) else {
+            return Ok(Step::Moved { relation: lane.relation });
         };
-        if table.file() != lane.file {
-            // VACUUM FULL or CLUSTER has moved the rows. Those that were split are skipped quickly.
-            catalog::create_lanes(id, lane.relation, table.file(), &lanes(table.blocks()))?;
-            return Ok(NOTHING);
-        }
         let known = self.windows.iter().position(|it| (it.0, it.1) == (lane.relation, lane.number));
         let window = known.and_then(|index| self.windows.remove(index)).map(|(_, _, window)| window);
         // Another session may have come in between.
@@ -567,16 +594,35 @@ impl<'s> Run<'s> {
         Ok(Step::Batch { rows: work.written, blocked, work: work.time })
     }
 
+    /// Gives a table that VACUUM FULL or CLUSTER has written anew its lanes, one worker for all. What was split is skipped quickly.
+    /// A table that is gone loses them.
+    fn begin_lanes_again(&mut self, relation: pg_sys::Oid) -> Result<(), Error> {
+        self.session.transaction(|| {
+            // Before the lanes, of which this transaction holds none: so no two workers wait for each other.
+            let change = self.claim.lock_anyway()?;
+            let Some(table) = open_member(change.relation, relation)? else {
+                return catalog::drop_lanes(change.id, relation);
+            };
+            let file = table.file();
+            let mut lanes_there = catalog::lanes(change.id)?.into_iter().filter(|lane| lane.relation == relation);
+            match lanes_there.any(|lane| lane.file != file) {
+                true => catalog::create_lanes(change.id, relation, file, &lanes(table.blocks())),
+                false => Ok(()),
+            }
+        })
+    }
+
     fn sweep(&mut self, relation: pg_sys::Oid, block: u32) -> Result<Step, Error> {
         let id = self.change.id;
         self.swept = Some((relation, block));
-        let Some(table) = open_member(&self.change, relation)? else {
-            catalog::drop_lanes(id, relation)?;
-            return Ok(NOTHING);
+        let Some(table) = open_member(self.claim.relation(), relation)? else {
+            return Ok(Step::Moved { relation });
         };
         if catalog::lanes(id)?.iter().any(|lane| lane.relation == relation && lane.file != table.file()) {
-            catalog::create_lanes(id, relation, table.file(), &lanes(table.blocks()))?;
-            return Ok(NOTHING);
+            return Ok(Step::Moved { relation });
+        }
+        if let Some(step) = self.read()? {
+            return Ok(step);
         }
         let (visit, task) = (Visit::only(block..block + 1), self.task());
         let outcome = batch::run(&self.change, &table, &visit, task, &mut self.destinations)?;
@@ -656,23 +702,20 @@ impl<'s> Run<'s> {
         if !self.tidy()? {
             return Ok(End::Stopped);
         }
-        self.wait("a short lock on the table")?;
-        let verified = self.change.rule.clone();
-        let claim = self.claim.clone();
         let expanded = || {
-            let change = claim.lock()?;
+            let is_done = |change: &Change| change.is_stopped() || change.phase != Phase::Expanding;
+            let change = self.claim.lock()?;
             if change.is_stopped() {
                 return Ok(None);
             }
-            if change.rule != verified {
-                return Err(Error::ChangedMeanwhile { change: change.name });
-            }
             let rows = catalog::remaining(change.id)?.rows;
-            catalog::end_job(change.id)?;
-            if change.phase != Phase::Expanding {
+            if is_done(&change) {
+                catalog::end_job(change.id)?;
                 return Ok(Some(change.phase));
             }
-            ddl::end_expanding(&change)?;
+            let table = ddl::lock_once(&|| self.claim.lock(), |_| Ok(()))?;
+            catalog::end_job(change.id)?;
+            ddl::end_expanding(&table)?;
             let detail = json!({
                 "rows": counts.rows, "rows_split": rows, "unmatched": counts.unmatched, "lossy": counts.lossy,
             });
@@ -680,15 +723,11 @@ impl<'s> Run<'s> {
             Ok(Some(Phase::Expanded))
         };
         // What was verified stays so, however long others keep the table locked.
-        let phase = loop {
-            match self.session.transaction(expanded) {
-                Err(error @ Error::LockTimeout { .. }) => {
-                    self.session.asynchronous_transaction(|| catalog::record_retry(&self.change, &error))?;
-                    self.report()?;
-                }
-                phase => break phase?,
-            }
-        };
+        let (session, slot, change) = (self.session, self.slot.as_ref(), &self.change);
+        let phase = across_transactions(session, true, expanded, |error| {
+            session.asynchronous_transaction(|| catalog::record_retry(change.id, &change.name, error))?;
+            slot.map_or(Ok(()), |slot| show(session, slot, &change.name, "verifies", Some("a short lock on the table")))
+        })?;
         let Some(phase) = phase else { return Ok(End::Stopped) };
         let seconds = self.start.elapsed().as_secs_f64();
         self.tell(&format!(
@@ -774,7 +813,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A session that gives up leaves nothing for others to go on with, unless workers are at it.
 fn end_own_job(claim: &Claim) -> Result<(), Error> {
-    let change = claim.lock()?;
+    let change = claim.lock_anyway()?;
     match change.job {
         Some(Job { workers: 0, .. }) => catalog::end_job(change.id),
         _ => Ok(()),
@@ -783,55 +822,68 @@ fn end_own_job(claim: &Claim) -> Result<(), Error> {
 
 /// Opens a table of a change for a batch, without waiting long behind DDL. `None` when it is gone, or no longer a part of the
 /// change: a partition that was detached is nobody's business but its owner's.
-fn open_member(change: &Change, relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
+fn open_member(root: pg_sys::Oid, relation: pg_sys::Oid) -> Result<Option<Table>, Error> {
     let timeout = guc::milliseconds(guc::lock_timeout());
     let table =
         with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Table::open(relation, LockMode::RowExclusive));
     match table {
-        Some(table) if ancestors(relation).contains(&change.relation) => Ok(Some(table)),
+        Some(table) if ancestors(relation).contains(&root) => Ok(Some(table)),
         _ => Ok(None),
     }
 }
 
 /// Counts all rows, piece by piece, each as it is when it is looked at. That is enough: a row that is in sync stays so.
 pub fn count(session: &Session, claim: &Claim) -> Result<Counts, Error> {
-    count_while(session, claim, || Ok(true)).map(Option::unwrap_or_default)
+    count_while(session, claim, || Ok(()))
 }
 
-/// The same, for as long as it is wanted: asked before each piece.
+/// The same. `before_each` comes before each piece.
 fn count_while(
     session: &Session,
     claim: &Claim,
-    mut wanted: impl FnMut() -> Result<bool, Error>,
-) -> Result<Option<Counts>, Error> {
+    mut before_each: impl FnMut() -> Result<(), Error>,
+) -> Result<Counts, Error> {
     let mut counts = Counts::default();
     for (relation, blocks) in sizes(session, claim)? {
         let before = counts.rows;
         for piece in verify::pieces(blocks) {
-            if !wanted()? {
-                return Ok(None);
-            }
-            session.transaction(|| verify::count_piece(&claim.find()?, relation, piece.clone(), &mut counts))?;
+            before_each()?;
+            session.transaction(|| {
+                let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
+                // Who changes what the rule is has the table locked.
+                let change = with_latest_snapshot(|| claim.find())?;
+                verify::count_piece(&change, &table, piece.clone(), &mut counts)
+            })?;
         }
         if counts.rows == before {
             session.transaction(|| verify::check_empty(relation))?;
         }
     }
-    Ok(Some(counts))
+    Ok(counts)
 }
 
 fn sizes(session: &Session, claim: &Claim) -> Result<Vec<(pg_sys::Oid, u32)>, Error> {
     session.transaction(|| {
         Ok(verify::tables(claim.find()?.relation)
             .into_iter()
-            .filter_map(|oid| Some((oid, Table::open(oid, LockMode::AccessShare)?.blocks())))
+            .filter_map(|oid| Some((oid, Table::look_at(oid)?.blocks())))
             .collect())
     })
 }
 
 /// Settles all diverged rows by one side.
-pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error> {
-    let change = session.transaction(|| claim.find())?;
+pub fn repair(session: &Session, right: Right, task: Task) -> Result<(), Error> {
+    let winner = if task == Task::NewWins { "new" } else { "old" };
+    let (claim, change) = session.transaction(|| {
+        let change = right.lock_patiently()?;
+        if change.is_contracting()? {
+            return Err(Error::ContractRunning { change: change.name });
+        }
+        let claim = catalog::record_and_claim(&change, "repair_started", json!({ "winner": winner }))?;
+        let change = Change { claim, ..change };
+        Ok((Claim::new(right, &change, "repair"), change))
+    })?;
+    let claim = &claim;
     let (mut repaired, mut sizer) = (0, BatchSizer::new(change.batch_target));
     let mut destinations = Destinations::default();
     for (relation, blocks) in sizes(session, claim)? {
@@ -839,8 +891,9 @@ pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error>
         while next < blocks {
             let end = next.saturating_add(sizer.blocks()).min(blocks);
             let outcome = session.transaction(|| {
-                let change = claim.find()?;
-                let Some(table) = open_member(&change, relation)? else { return Ok(batch::Outcome::default()) };
+                let table = open_member(claim.relation(), relation)?;
+                let change = with_latest_snapshot(|| claim.find())?;
+                let Some(table) = table else { return Ok(batch::Outcome::default()) };
                 batch::run(&change, &table, &Visit::only(next..end), task, &mut destinations)
             });
             let is_done = match outcome {
@@ -858,13 +911,14 @@ pub fn repair(session: &Session, claim: &Claim, task: Task) -> Result<(), Error>
                 next = end;
             } else {
                 // What was written is settled; the rest is tried again.
-                lock::sleep(Duration::from_millis(100));
+                session.sleep(Duration::from_millis(100))?;
             }
         }
     }
     let counts = count(session, claim)?;
     session.transaction(|| {
-        let detail = json!({ "rows": repaired, "winner": if task == Task::NewWins { "new" } else { "old" } });
+        claim.find()?;
+        let detail = json!({ "rows": repaired, "winner": winner });
         catalog::record(change.id, &change.name, "repaired", detail)
     })?;
     pgrx::info!(

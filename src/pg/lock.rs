@@ -1,8 +1,11 @@
 //! Locks on relations and waiting.
 
-use std::time::Duration;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
+
+use super::settings::with_settings;
 
 /// How strong a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +60,30 @@ pub fn deadlock_timeout() -> Duration {
     Duration::from_millis(unsafe { pg_sys::DeadlockTimeout }.max(0) as u64)
 }
 
-/// Locks a relation and all its partitions or inheritance children until the end of the transaction, waiting as
-/// `lock_timeout` allows. Returns them, the relation first.
-pub fn lock_tree(relation: pg_sys::Oid, mode: LockMode) -> Vec<pg_sys::Oid> {
-    // SAFETY: locks by OID need no relation to exist.
-    unsafe { pg_sys::LockRelationOid(relation, mode.number()) };
-    members(relation, mode.number())
+/// Locks a relation and all its partitions or inheritance children until the end of the transaction. Waits for so long in all,
+/// however many they are. Returns them, the relation first.
+pub fn lock_tree(relation: pg_sys::Oid, mode: LockMode, patience: Duration) -> Vec<pg_sys::Oid> {
+    let deadline = Instant::now() + patience;
+    let lock = |relation| {
+        // SAFETY: locks by OID need no relation to exist.
+        unsafe {
+            if !pg_sys::ConditionalLockRelationOid(relation, mode.number()) {
+                with_timeout(deadline, || pg_sys::LockRelationOid(relation, mode.number()));
+            }
+        }
+    };
+    lock(relation);
+    tree(relation).into_iter().skip(1).for_each(lock);
+    // Those that were attached before all of them were locked.
+    with_timeout(deadline, || members(relation, mode.number()))
+}
+
+/// Runs `f` with a `lock_timeout` that ends then.
+fn with_timeout<T>(deadline: Instant, f: impl FnOnce() -> T) -> T {
+    let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1).to_string();
+    // A number has no NUL in it.
+    let left = CString::new(left).unwrap_or_default();
+    with_settings(&[(c"lock_timeout", left.as_c_str())], f)
 }
 
 /// The relation and all its partitions or inheritance children, unlocked: to be looked at, not relied on. Empty when it is
@@ -82,6 +103,42 @@ fn members(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Vec<pg_sys::Oid> {
     }
 }
 
+fn key_tag(class: u32, key: u32) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        // SAFETY: reads a backend variable.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: class,
+        locktag_field3: key,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
+/// Takes the lock with these two keys until the end of the (sub)transaction, or says after a while that it is taken. Nobody
+/// queues up for it, so that it can be a part of no deadlock.
+pub fn lock_key(class: u32, key: u32, patience: Duration) -> bool {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let (tag, deadline) = (key_tag(class, key), Instant::now() + patience);
+    loop {
+        // SAFETY: the tag is complete.
+        let taken = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, true) };
+        if taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// The same, but queues up for it as for any lock of PostgreSQL's.
+pub fn wait_for_key(class: u32, key: u32) {
+    // SAFETY: the tag is complete.
+    unsafe { pg_sys::LockAcquire(&key_tag(class, key), pg_sys::ExclusiveLock as i32, false, false) };
+}
+
 /// A lock of the session, which outlives transactions: held by exactly one session at a time, and by none when that
 /// session is gone, however it went. So it tells who works on what, where a table could only tell who once did. It is an
 /// advisory lock but for its type, so that SQL cannot take it: no application gets in the way, by accident or on purpose.
@@ -90,15 +147,7 @@ pub struct SessionLock(pg_sys::LOCKTAG);
 impl SessionLock {
     /// Takes the lock with these two keys, if it is free. It shows in pg_locks with these as classid and objid.
     pub fn take(class: u32, key: u32) -> Option<SessionLock> {
-        let tag = pg_sys::LOCKTAG {
-            // SAFETY: reads a backend variable.
-            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-            locktag_field2: class,
-            locktag_field3: key,
-            locktag_field4: 0,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
-            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        };
+        let tag = key_tag(class, key);
         // SAFETY: the tag is complete.
         let taken = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, true) };
         match taken {

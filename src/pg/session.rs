@@ -2,9 +2,11 @@
 
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use pgrx::{PgTryBuilder, pg_sys};
 
+use super::lock;
 use super::memory::Memory;
 use super::settings::set_local;
 use super::subxact::{Caught, catch};
@@ -58,8 +60,12 @@ impl Session {
         // connection is not atomic, every nested connection has been closed by then, and a worker's transaction is its own.
         unsafe {
             if self.kind == Kind::Worker {
+                // A client's statement would have one of its own: now() moves on.
+                pg_sys::SetCurrentStatementStartTimestamp();
                 pg_sys::StartTransactionCommand();
             }
+            // What is read under a lock must be what is there then, whatever the isolation of the caller's other transactions.
+            pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let result = catch(f).unwrap_or_else(|error| Err(Error::Caught(error)));
             pg_sys::PopActiveSnapshot();
@@ -82,6 +88,19 @@ impl Session {
         })
     }
 
+    /// Sleeps between transactions. A cancel request is returned as an error.
+    pub fn sleep(&self, duration: Duration) -> Result<(), Error> {
+        caught(|| lock::sleep(duration)).inspect_err(|_| {
+            // SAFETY: nothing but the sleep has run since the last transaction ended.
+            unsafe {
+                match self.kind {
+                    Kind::Procedure => pg_sys::SPI_rollback(),
+                    Kind::Worker => pg_sys::AbortCurrentTransaction(),
+                }
+            }
+        })
+    }
+
     /// Runs all that a worker does, transactions and what is between them, where a cancel request may come too: its error is
     /// returned.
     pub fn whole<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
@@ -100,6 +119,7 @@ impl Session {
         // SAFETY: as exec_simple_query does it for a client: a transaction command, one parsed statement, a portal of its
         // own, run as top level, which is what such statements demand; all of it ends with the transaction.
         unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
             pg_sys::StartTransactionCommand();
             // The statement must outlive the transactions that it ends.
             let memory = Memory::long_lived();

@@ -5,6 +5,8 @@ use std::panic::AssertUnwindSafe;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 
+use crate::error::Error;
+
 /// An error that was caught, its effects undone.
 pub struct Caught(Box<CaughtError>);
 
@@ -92,6 +94,15 @@ impl Caught {
 
 /// Runs `f` in a subtransaction. An error in it undoes its effects and is returned.
 pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    subtransaction(f, |_| true)
+}
+
+/// The same for what may fail in both ways: an error that it returns undoes its effects too.
+pub fn attempt<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    subtransaction(f, Result::is_ok).unwrap_or_else(|error| Err(Error::Caught(error)))
+}
+
+fn subtransaction<T>(f: impl FnOnce() -> T, is_kept: impl FnOnce(&T) -> bool) -> Result<T, Caught> {
     // SAFETY: the calls pair up as PostgreSQL's own languages do it: begin, then release or roll back, each followed by
     // the memory context and resource owner from before. Unwinding has run all Rust destructors of `f` by then.
     unsafe {
@@ -103,7 +114,11 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
             PgTryBuilder::new(AssertUnwindSafe(|| Ok(f()))).catch_others(|error| Err(Caught::new(error))).execute();
         match result {
             Ok(value) => {
-                pg_sys::ReleaseCurrentSubTransaction();
+                if is_kept(&value) {
+                    pg_sys::ReleaseCurrentSubTransaction();
+                } else {
+                    pg_sys::RollbackAndReleaseCurrentSubTransaction();
+                }
                 pg_sys::MemoryContextSwitchTo(context);
                 pg_sys::CurrentResourceOwner = owner;
                 Ok(value)

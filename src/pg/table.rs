@@ -67,8 +67,8 @@ pub struct Attribute {
 /// An open table. The lock stays until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
-    /// Trigger data lend a relation that is not ours to close.
-    borrowed: bool,
+    /// The lock to give back when it is closed, if any; `None` for what is not ours to close, which trigger data lend.
+    closing: Option<pg_sys::LOCKMODE>,
 }
 
 impl Table {
@@ -76,7 +76,14 @@ impl Table {
     pub fn open(oid: pg_sys::Oid, mode: LockMode) -> Option<Table> {
         // SAFETY: takes any OID; NULL when there is no such relation.
         let relation = unsafe { pg_sys::try_relation_open(oid, mode.number()) };
-        (!relation.is_null()).then(|| Table { relation, borrowed: false })
+        (!relation.is_null()).then(|| Table { relation, closing: Some(pg_sys::NoLock as pg_sys::LOCKMODE) })
+    }
+
+    /// The same, with a lock as SELECT takes it that goes with the result: for whoever looks and then waits for others.
+    pub fn look_at(oid: pg_sys::Oid) -> Option<Table> {
+        let mut table = Table::open(oid, LockMode::AccessShare)?;
+        table.closing = Some(LockMode::AccessShare.number());
+        Some(table)
     }
 
     /// Whether there is such a relation, without a lock.
@@ -88,7 +95,7 @@ impl Table {
     /// # Safety
     /// `relation` is open for longer than the result is used.
     pub(super) unsafe fn borrowed(relation: pg_sys::Relation) -> Table {
-        Table { relation, borrowed: true }
+        Table { relation, closing: None }
     }
 
     pub fn oid(&self) -> pg_sys::Oid {
@@ -337,9 +344,11 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        if !self.borrowed && !std::thread::panicking() {
-            // SAFETY: opened by us; the lock is kept.
-            unsafe { pg_sys::relation_close(self.relation, pg_sys::NoLock as i32) };
+        if let Some(mode) = self.closing
+            && !std::thread::panicking()
+        {
+            // SAFETY: opened by us, with this lock if it is one.
+            unsafe { pg_sys::relation_close(self.relation, mode) };
         }
     }
 }

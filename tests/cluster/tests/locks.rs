@@ -41,7 +41,8 @@ fn traces(db: &mut Session) -> String {
                  WHERE attrelid = 'address'::regclass AND attnum > 0 AND NOT attisdropped),
              (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'address'::regclass),
              (SELECT count(*) FROM pg_constraint WHERE conrelid = 'address'::regclass AND contype = 'c'),
-             (SELECT count(*) FROM zdd.change), (SELECT count(*) FROM zdd.event), (SELECT max(phase) FROM zdd.change)",
+             (SELECT count(*) FROM zdd.change), (SELECT max(phase) FROM zdd.change), (SELECT count(*) FROM zdd.event
+                 WHERE event NOT IN ('contract_started', 'error'))",
     )
 }
 

@@ -1359,7 +1359,7 @@ fn a_contract_takes_back_the_fence_of_its_worker_that_is_gone() {
     db.run(RESUME);
     let retried = "SELECT count(*) FROM zdd.events WHERE event = 'retried' AND detail->>'sqlstate' = '55P03'";
     wait_for(&mut db, retried, "1");
-    assert_eq!(db.text("SELECT phase, state, doing FROM zdd.progress"), "fenced|running|takes its fence back");
+    assert_eq!(db.text("SELECT phase, state, doing FROM zdd.progress"), "fenced|waiting|takes its fence back");
     reader.run("COMMIT");
     wait_for(&mut db, STOPPED, "contract|expanded|stopped");
     assert!(db.text("SELECT last_error FROM zdd.progress").contains("1 row"));

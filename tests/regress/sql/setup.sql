@@ -59,6 +59,8 @@ from zdd.change as c
 union all
 select format('event %s of change %s', e.event, e.change_id)
 from zdd.event as e
+-- Of a contract that was refused, events tell.
+where e.event not in ('contract_started', 'error')
 union all
 select format('lane %s of change %s, %s, at block %s', l.lane, l.change_id, l.relation, l.next_block)
 from zdd.lane as l
