@@ -8,6 +8,7 @@
 #   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
 #                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders,
 #                   RATE for so many statements per second in load, TMPDIR=/dev/shm for a server without a disk
+#   make compare    writes and backfill of BASE=commit and of this tree, side by side; ROUNDS
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #
@@ -18,7 +19,7 @@
 SHELL := bash
 export PG_CONFIG
 
-.PHONY: setup install demo example test soak bench lint
+.PHONY: setup install demo example test soak bench compare lint
 
 setup:
 	@scripts/setup.sh
@@ -47,6 +48,11 @@ bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 bench: setup
 	@scripts/alternatives.sh
 	@scripts/client.sh pg_zdd_bench $(PARTS)
+
+compare: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
+compare: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
+compare: setup
+	@scripts/compare.sh $(BASE)
 
 lint: setup
 	@scripts/lint.sh
