@@ -703,13 +703,12 @@ impl<'s> Run<'s> {
             return Ok(End::Stopped);
         }
         let expanded = || {
-            let is_done = |change: &Change| change.is_stopped() || change.phase != Phase::Expanding;
             let change = self.claim.lock()?;
             if change.is_stopped() {
                 return Ok(None);
             }
             let rows = catalog::remaining(change.id)?.rows;
-            if is_done(&change) {
+            if change.phase != Phase::Expanding {
                 catalog::end_job(change.id)?;
                 return Ok(Some(change.phase));
             }
@@ -724,7 +723,11 @@ impl<'s> Run<'s> {
         };
         // What was verified stays so, however long others keep the table locked.
         let (session, slot, change) = (self.session, self.slot.as_ref(), &self.change);
+        let mut told = session.is_worker();
         let phase = across_transactions(session, true, expanded, |error| {
+            if !std::mem::replace(&mut told, true) {
+                pgrx::info!("{name}: waits for a short lock on the table");
+            }
             session.asynchronous_transaction(|| catalog::record_retry(change.id, &change.name, error))?;
             slot.map_or(Ok(()), |slot| show(session, slot, &change.name, "verifies", Some("a short lock on the table")))
         })?;
