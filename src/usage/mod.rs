@@ -363,11 +363,21 @@ pub fn failed(trigger: &RowTrigger, error: &Error) {
         Error::Conflict { .. } => &[Side::Old, Side::New],
         _ => return,
     };
+    count_of_row(trigger, sides, Used { failed: true, ..Used::default() });
+}
+
+/// Counts a row of a statement that has written both sides, which disagreed: what it wrote on this one gave way.
+pub fn settled(trigger: &RowTrigger, side: Side) {
+    count_of_row(trigger, &[side], Used { settled: true, ..Used::default() });
+}
+
+/// Counts what became of a row that was written.
+fn count_of_row(trigger: &RowTrigger, sides: &[Side], used: Used) {
     if !is_recording() {
         return;
     }
     with_change_of(trigger, |change| {
-        let (user, used) = (User::current(), Used { failed: true, ..Used::default() });
+        let user = User::current();
         for side in sides {
             user.count(change, *side, used);
         }
