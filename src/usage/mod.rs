@@ -334,7 +334,9 @@ fn knows_fenced(relation: pg_sys::Oid) -> bool {
 /// fenced columns are kept where all sessions find them.
 fn note_fenced(relation: pg_sys::Oid, fenced: Vec<Fenced>) {
     let (database, relation) = (hook::database().to_u32(), relation.to_u32());
-    if shmem::read(|header, _| header.knows_fenced(database, relation, &fenced)) != Some(false) {
+    // What this transaction has changed before is not in memory yet.
+    let is_known = || shmem::read(|header, _| header.knows_fenced(database, relation, &fenced)) != Some(false);
+    if !effects::changes_fences_of(relation) && is_known() {
         return;
     }
     let effect = Effect::Fenced { relation, fenced };
@@ -348,6 +350,11 @@ pub fn look_again(relations: &[pg_sys::Oid]) {
         // With thousands of partitions there is no room for all. Most statements name the first, their root.
         relations.iter().take(store::FENCED_TABLES / 4).for_each(|relation| drop(learn(*relation)));
     }
+}
+
+/// Called when a change begins: if that is rolled back, nothing of it is kept.
+pub fn begin(change: i64, relation: pg_sys::Oid) {
+    effects::at_commit(Effect::Begin(subject(relation, change)));
 }
 
 /// Called when a change is over: when that is committed, nothing of it is kept.
