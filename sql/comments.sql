@@ -62,6 +62,7 @@ comment on function zdd.reset_usage(text) is
 'Sets the counters of a change in zdd.usage to zero when the transaction commits, and returns its name. When somebody was last seen is kept: a contract still waits for them. Locks: none. Errors: 42704 no such change, 42501 not the owner, 0A000 from PREPARE TRANSACTION.';
 
 comment on function zdd.usage(bigint) is 'Behind the view zdd.usage: what it shows of the change with this id.';
+comment on function zdd.conflicts(bigint, oid) is 'Behind the column conflicts of the view zdd.changes.';
 comment on function zdd.usage_info() is 'Behind the view zdd.usage_info.';
 
 comment on function zdd._check_move(text, text, text) is 'Behind zdd.check_phase: an error if the move does not exist.';

@@ -9,6 +9,7 @@ select
     u.reads,
     u.writes,
     u.rows,
+    u.conflicts,
     u.errors,
     u.first_seen,
     u.last_seen,
@@ -27,6 +28,8 @@ comment on column zdd.usage.application_name is
 comment on column zdd.usage.reads is 'Statements that read the side.';
 comment on column zdd.usage.writes is 'Statements that write the side; of a subscription, rows.';
 comment on column zdd.usage.rows is 'Rows that these statements have returned or affected; those of COPY are not known.';
+comment on column zdd.usage.conflicts is
+    'Rows in which these statements wrote both sides, they disagreed, and what was written on this side gave way to the other: by the policy conflict, or because a row was saved as it was before it was split.';
 comment on column zdd.usage.errors is
     'Statements that the split rejected, or that named the old column while it was fenced.';
 comment on column zdd.usage.sample_query is

@@ -19,6 +19,7 @@ select
     c.rule,
     c.indexes,
     coalesce(sum(l.rows_split), 0)::bigint as rows_split,
+    zdd.conflicts(c.id, c.relation) as conflicts,
     c.batch_target,
     c.max_rows_per_second,
     -- The owner's own code, which may say much of what only they know.
@@ -31,6 +32,8 @@ group by c.id
 order by c.started_at;
 comment on view zdd.changes is 'One row per change: where it stands and what its rule is.';
 comment on column zdd.changes.rows_split is 'Rows that the backfill has split so far; live writes do not count.';
+comment on column zdd.changes.conflicts is
+    'Rows in which one statement wrote both sides, they disagreed, and one gave way: the sum of conflicts in zdd.usage, roles that are gone included. NULL unless the server preloads pg_zdd, and when the change is over.';
 
 create view zdd.events as
 select

@@ -521,8 +521,8 @@ fn contract_change(
 #[pg_extern(sql = r#"
 create function zdd.usage(change_id bigint)
 returns table (
-    side text, role text, application_name text, reads bigint, writes bigint, rows bigint, errors bigint,
-    whole_row bigint, first_seen timestamptz, last_seen timestamptz, sample_query text
+    side text, role text, application_name text, reads bigint, writes bigint, rows bigint, conflicts bigint,
+    errors bigint, whole_row bigint, first_seen timestamptz, last_seen timestamptz, sample_query text
 ) language c strict as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 #[allow(clippy::type_complexity)]
@@ -538,6 +538,7 @@ fn usage_of_change(
             name!(reads, i64),
             name!(writes, i64),
             name!(rows, i64),
+            name!(conflicts, i64),
             name!(errors, i64),
             name!(whole_row, i64),
             name!(first_seen, Option<TimestampWithTimeZone>),
@@ -562,6 +563,7 @@ fn usage_of_change(
             entry.reads as i64,
             entry.writes as i64,
             entry.rows as i64,
+            entry.conflicts as i64,
             entry.errors as i64,
             entry.whole_row as i64,
             TimestampWithTimeZone::try_from(entry.first_seen).ok(),
@@ -572,10 +574,19 @@ fn usage_of_change(
     let silent = subscriptions.into_iter().flat_map(move |(name, owner)| {
         [Side::Old, Side::New].map(|side| {
             let sample = shows_samples.then(|| LOGICAL_REPLICATION.to_owned());
-            (side.as_str().to_owned(), owner.clone(), name.clone(), 0, 0, 0, 0, 0, None, None, sample)
+            (side.as_str().to_owned(), owner.clone(), name.clone(), 0, 0, 0, 0, 0, 0, None, None, sample)
         })
     });
     Ok(TableIterator::new(counted.chain(silent)))
+}
+
+/// Behind the column conflicts of the view zdd.changes.
+#[pg_extern(sql = r#"
+create function zdd.conflicts(change_id bigint, relation oid) returns bigint
+language c strict stable as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn conflicts(change_id: i64, relation: pg_sys::Oid) -> Option<i64> {
+    report::conflicts(change_id, relation).map(|count| count as i64)
 }
 
 /// Behind the view zdd.usage_info. Says nothing of single entries, which may be of other databases.

@@ -430,7 +430,9 @@ pub fn insert(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Erro
             role_name(table.owner()).into(),
             rule.id.into(),
         ],
-    )
+    )?;
+    usage::begin(rule.id, table.oid());
+    Ok(())
 }
 
 /// Moves a change to another phase and writes the event. Returns the claim.

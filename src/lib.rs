@@ -26,7 +26,7 @@ mod worker;
 ::pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
-extension_sql_file!("../sql/views.sql", name = "views", requires = ["catalog"]);
+extension_sql_file!("../sql/views.sql", name = "views", requires = ["catalog", api::conflicts]);
 extension_sql_file!("../sql/sync.sql", name = "sync", requires = ["catalog"]);
 extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views", "usage"], finalize);
 extension_sql_file!("../sql/guard.sql", name = "guard", requires = [api::check_move, "sync"]);

@@ -13,8 +13,8 @@ use crate::pg::trigger::RowTrigger;
 use crate::pg::value::{Value, Values};
 use crate::plans;
 use crate::rule::Unmatched;
-use crate::rule::state::{self, Action, Side, UpdateFacts};
-use crate::usage;
+use crate::rule::state::{self, Action, Side, UpdateFacts, Winner};
+use crate::usage::{self, store};
 
 /// Handles one row. Returns the tuple to write.
 pub fn fire(trigger: &RowTrigger) -> Result<pg_sys::Datum, Error> {
@@ -56,8 +56,14 @@ fn insert(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
             }
             Ok(trigger.unchanged())
         }
-        Action::Split => split(binding, trigger, source, &targets),
-        Action::Join | Action::FillThenJoin => join(binding, trigger, source, &targets, &targets),
+        Action::Split => Ok(split(binding, trigger, source, &targets)?.tuple),
+        Action::Join | Action::FillThenJoin => Ok(join(binding, trigger, source, &targets, &targets)?.tuple),
+        Action::Settle(Winner::Old) => {
+            Ok(split(binding, trigger, source, &targets)?.settled(trigger, store::Side::New))
+        }
+        Action::Settle(Winner::New) => {
+            Ok(join(binding, trigger, source, &targets, &targets)?.settled(trigger, store::Side::Old))
+        }
         Action::Reject => Err(conflict_error(binding, source, &targets)),
     }
 }
@@ -72,6 +78,16 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
         is_stale: binding.rule.expanding && !source.is_null() && targets.iter().all(|value| value.is_null()),
     };
     let old_was_pending = || state::is_pending(&mut binding.facts(old_source, &old_targets));
+    // The new application saw NULLs where the row had not been split yet: what it left alone is what was there.
+    let filled = || -> Values {
+        let before = binding.facts(old_source, &old_targets).into_split();
+        let fill = |index: usize| {
+            let column_type = &binding.targets[index].column_type;
+            let untouched = column_type.same_image(old_targets[index], targets[index]);
+            if untouched { before[index] } else { targets[index] }
+        };
+        (0..targets.len()).map(fill).collect()
+    };
     let action = state::on_update(
         changed,
         binding.rule.conflict,
@@ -89,21 +105,15 @@ fn update(binding: &Binding, trigger: &RowTrigger) -> Result<pg_sys::Datum, Erro
             }
             Ok(trigger.unchanged())
         }
-        Action::Split => split(binding, trigger, source, &targets),
-        Action::Join if !(changed.source_changed && old_was_pending()) => {
-            join(binding, trigger, source, &targets, &targets)
+        Action::Split => Ok(split(binding, trigger, source, &targets)?.tuple),
+        Action::Join => Ok(join(binding, trigger, source, &targets, &targets)?.tuple),
+        Action::FillThenJoin => Ok(join(binding, trigger, source, &targets, &filled())?.tuple),
+        Action::Settle(Winner::Old) => {
+            Ok(split(binding, trigger, source, &targets)?.settled(trigger, store::Side::New))
         }
-        // The new application saw NULLs where the row had not been split yet: what it left alone is what was there.
-        Action::Join | Action::FillThenJoin => {
-            let before = binding.facts(old_source, &old_targets).into_split();
-            let filled: Values = (0..targets.len())
-                .map(|index| {
-                    let column_type = &binding.targets[index].column_type;
-                    let untouched = column_type.same_image(old_targets[index], targets[index]);
-                    if untouched { before[index] } else { targets[index] }
-                })
-                .collect();
-            join(binding, trigger, source, &targets, &filled)
+        Action::Settle(Winner::New) => {
+            let filled = if old_was_pending() { filled() } else { targets.clone() };
+            Ok(join(binding, trigger, source, &targets, &filled)?.settled(trigger, store::Side::Old))
         }
         Action::Reject => Err(conflict_error(binding, source, &targets)),
     }
@@ -153,8 +163,25 @@ fn fingerprint(binding: &Binding, trigger: &RowTrigger, source: Value, targets: 
     Fingerprint { statement: trigger.statement(), change: change.finish(), row: row.finish() }
 }
 
+/// A row with one side made from the other.
+struct Made {
+    tuple: pg_sys::Datum,
+    /// What the statement gave for the side that was made was something else.
+    replaces: bool,
+}
+
+impl Made {
+    /// The tuple; that a side gave way is counted.
+    fn settled(self, trigger: &RowTrigger, side: store::Side) -> pg_sys::Datum {
+        if self.replaces {
+            usage::settled(trigger, side);
+        }
+        self.tuple
+    }
+}
+
 /// N := f(O).
-fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Result<pg_sys::Datum, Error> {
+fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Value]) -> Result<Made, Error> {
     let mut values = Values::new();
     let accepted = binding.split(source, &mut values);
     if !accepted && binding.rule.unmatched == Unmatched::Error {
@@ -165,10 +192,10 @@ fn split(binding: &Binding, trigger: &RowTrigger, source: Value, targets: &[Valu
         });
     }
     if binding.same_targets(targets, &values) {
-        return Ok(trigger.unchanged());
+        return Ok(Made { tuple: trigger.unchanged(), replaces: false });
     }
     let columns = binding.targets.iter().map(|target| target.number);
-    Ok(trigger.changed(columns.zip(values)))
+    Ok(Made { tuple: trigger.changed(columns.zip(values)), replaces: true })
 }
 
 /// N := `filled`, O := g(N).
@@ -178,16 +205,16 @@ fn join(
     source: Value,
     targets: &[Value],
     filled: &[Value],
-) -> Result<pg_sys::Datum, Error> {
+) -> Result<Made, Error> {
     check_not_null(binding, trigger, filled)?;
     let joined = binding.join(filled)?;
-    let same_targets = binding.same_targets(targets, filled);
-    if same_targets && binding.same_source(source, joined) {
-        return Ok(trigger.unchanged());
+    let replaces = !binding.same_source(source, joined);
+    if !replaces && binding.same_targets(targets, filled) {
+        return Ok(Made { tuple: trigger.unchanged(), replaces });
     }
     let columns = binding.targets.iter().map(|target| target.number);
     let source = (binding.source.number, joined);
-    Ok(trigger.changed(columns.zip(filled.iter().copied()).chain([source])))
+    Ok(Made { tuple: trigger.changed(columns.zip(filled.iter().copied()).chain([source])), replaces })
 }
 
 /// Both sides were written and belong together. NULLs are as f made them, unless the new side speaks for itself.

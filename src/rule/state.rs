@@ -68,8 +68,19 @@ pub enum Action {
     Join,
     /// The unchanged targets := theirs of f(OLD.O), then O := g(N).
     FillThenJoin,
+    /// Both sides were written and disagree: one gives way to the other.
+    Settle(Winner),
     /// The error for two sides that disagree.
     Reject,
+}
+
+/// Which side stays when both were written and disagree; the other is made from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Winner {
+    /// N := f(O).
+    Old,
+    /// O := g(N), with N filled as for [`Action::FillThenJoin`] if the row was pending.
+    New,
 }
 
 /// What an INSERT gives for one side.
@@ -128,7 +139,7 @@ pub fn on_update(
     agree: impl FnOnce() -> bool,
 ) -> Action {
     match (facts.source_changed, facts.targets_changed) {
-        (_, true) if facts.is_stale => Action::Split,
+        (_, true) if facts.is_stale => Action::Settle(Winner::Old),
         (true, false) => Action::Split,
         (false, true) if old_was_pending() => Action::FillThenJoin,
         (false, true) => Action::Join,
@@ -141,8 +152,8 @@ pub fn on_update(
 
 fn settle(conflict: Conflict) -> Action {
     match conflict {
-        Conflict::New => Action::Join,
-        Conflict::Old => Action::Split,
+        Conflict::New => Action::Settle(Winner::New),
+        Conflict::Old => Action::Settle(Winner::Old),
         Conflict::Error => Action::Reject,
     }
 }
@@ -316,8 +327,8 @@ mod tests {
     #[test]
     fn insert_of_both_that_disagree_is_settled_by_policy() {
         let both = |conflict| insert(Side::Given, Side::Given, conflict);
-        assert_eq!(both(Conflict::New), (Action::Join, true));
-        assert_eq!(both(Conflict::Old), (Action::Split, true));
+        assert_eq!(both(Conflict::New), (Action::Settle(Winner::New), true));
+        assert_eq!(both(Conflict::Old), (Action::Settle(Winner::Old), true));
         assert_eq!(both(Conflict::Error), (Action::Reject, true));
     }
 
@@ -370,7 +381,8 @@ mod tests {
         for conflict in CONFLICTS {
             for source_changed in [false, true] {
                 let facts = UpdateFacts { is_stale: true, ..changed(source_changed, true) };
-                assert_eq!(on_update(facts, conflict, unasked, unasked, unasked), Action::Split);
+                let action = on_update(facts, conflict, unasked, unasked, unasked);
+                assert_eq!(action, Action::Settle(Winner::Old));
             }
         }
     }
@@ -386,8 +398,8 @@ mod tests {
     #[test]
     fn update_of_both_that_disagree_is_settled_by_policy() {
         let both = |conflict| on_update(changed(true, true), conflict, unasked, unasked, || false);
-        assert_eq!(both(Conflict::New), Action::Join);
-        assert_eq!(both(Conflict::Old), Action::Split);
+        assert_eq!(both(Conflict::New), Action::Settle(Winner::New));
+        assert_eq!(both(Conflict::Old), Action::Settle(Winner::Old));
         assert_eq!(both(Conflict::Error), Action::Reject);
     }
 

@@ -10,6 +10,8 @@ use crate::pg::{hook, shmem};
 
 /// A step that others see at once.
 pub enum Effect {
+    /// The change begins. What its own transaction has counted goes if it does not.
+    Begin(Subject),
     /// Counting starts anew.
     Reset(Subject),
     /// The change is over.
@@ -37,13 +39,25 @@ pub fn at_commit(effect: Effect) {
     }
 }
 
+/// Whether the current transaction, when it commits, changes what is known to be fenced of a table.
+pub fn changes_fences_of(table: u32) -> bool {
+    PENDING.with_borrow(|all| {
+        all.iter().any(|it| matches!(it.effect, Effect::Fenced { relation, .. } if relation == table))
+    })
+}
+
 /// Does it now.
 pub fn apply<'e>(effects: impl IntoIterator<Item = &'e Effect>) {
+    let mut effects = effects.into_iter().peekable();
+    if effects.peek().is_none() {
+        return;
+    }
     let database = hook::database().to_u32();
     shmem::write(|header, slots| {
         for effect in effects {
             let of = |subject: Subject| move |slot: &&mut Slot| slot.key().is_some_and(|key| key.subject == subject);
             match effect {
+                Effect::Begin(_) => {}
                 Effect::Reset(subject) => slots.iter_mut().filter(of(*subject)).for_each(Slot::reset),
                 Effect::End(subject) => {
                     slots.iter_mut().filter(of(*subject)).for_each(Slot::clear);
@@ -75,10 +89,18 @@ fn end(ending: Ending) -> Result<(), Error> {
         // for any more.
         Ending::Prepared => pending.clear(),
         Ending::AbortedSince(first) => {
-            pending.retain(|it| it.since < first);
-            // What this session has seen of tables it is to note again.
-            super::forget(None);
+            let (left, undone) = pending.into_iter().partition::<Vec<_>, _>(|it| it.since < first);
+            pending = left;
+            let begun_in_vain = undone.iter().filter_map(|it| match it.effect {
+                Effect::Begin(subject) => Some(Effect::End(subject)),
+                _ => None,
+            });
+            apply(&begun_in_vain.collect::<Vec<_>>());
         }
+    }
+    if matches!(ending, Ending::Prepared | Ending::AbortedSince(_)) {
+        // What this session has seen of tables, and has not come to note, it is to note another time.
+        super::forget(None);
     }
     PENDING.set(pending);
     refused

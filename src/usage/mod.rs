@@ -334,7 +334,9 @@ fn knows_fenced(relation: pg_sys::Oid) -> bool {
 /// fenced columns are kept where all sessions find them.
 fn note_fenced(relation: pg_sys::Oid, fenced: Vec<Fenced>) {
     let (database, relation) = (hook::database().to_u32(), relation.to_u32());
-    if shmem::read(|header, _| header.knows_fenced(database, relation, &fenced)) != Some(false) {
+    // What this transaction has changed before is not in memory yet.
+    let is_known = || shmem::read(|header, _| header.knows_fenced(database, relation, &fenced)) != Some(false);
+    if !effects::changes_fences_of(relation) && is_known() {
         return;
     }
     let effect = Effect::Fenced { relation, fenced };
@@ -350,6 +352,11 @@ pub fn look_again(relations: &[pg_sys::Oid]) {
     }
 }
 
+/// Called when a change begins: if that is rolled back, nothing of it is kept.
+pub fn begin(change: i64, relation: pg_sys::Oid) {
+    effects::at_commit(Effect::Begin(subject(relation, change)));
+}
+
 /// Called when a change is over: when that is committed, nothing of it is kept.
 pub fn end(change: &Change) {
     effects::at_commit(Effect::End(change.subject()));
@@ -363,11 +370,21 @@ pub fn failed(trigger: &RowTrigger, error: &Error) {
         Error::Conflict { .. } => &[Side::Old, Side::New],
         _ => return,
     };
+    count_of_row(trigger, sides, Used { failed: true, ..Used::default() });
+}
+
+/// Counts a row of a statement that has written both sides, which disagreed: what it wrote on this one gave way.
+pub fn settled(trigger: &RowTrigger, side: Side) {
+    count_of_row(trigger, &[side], Used { settled: true, ..Used::default() });
+}
+
+/// Counts what became of a row that was written.
+fn count_of_row(trigger: &RowTrigger, sides: &[Side], used: Used) {
     if !is_recording() {
         return;
     }
     with_change_of(trigger, |change| {
-        let (user, used) = (User::current(), Used { failed: true, ..Used::default() });
+        let user = User::current();
         for side in sides {
             user.count(change, *side, used);
         }

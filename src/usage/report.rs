@@ -7,8 +7,8 @@ use std::time::Duration;
 use pgrx::pg_sys;
 
 use super::effects::{self, Effect};
-use super::now;
 use super::store::{Entry, Header, Side, Slot};
+use super::{now, subject};
 use crate::backfill::plan::format_duration;
 use crate::catalog::{self, Change};
 use crate::error::Error;
@@ -37,6 +37,15 @@ pub fn entries(change: &Change) -> Option<Vec<Entry>> {
 
 fn may_use(role: pg_sys::Oid, table: pg_sys::Oid) -> bool {
     privilege::has_any(role, table) || class::owner(table).is_some_and(|owner| acts_for(role, owner))
+}
+
+/// How many rows were settled in which the two sides of an active change disagreed; `None` if nothing can be recorded.
+/// Whoever wrote them: also roles that are gone.
+pub fn conflicts(change: i64, relation: pg_sys::Oid) -> Option<u64> {
+    let subject = subject(relation, change);
+    shmem::read(|_, slots| {
+        slots.iter().filter(|slot| slot.key().is_some_and(|key| key.subject == subject)).map(Slot::conflicts).sum()
+    })
 }
 
 /// Starts counting anew when the current transaction commits.

@@ -110,6 +110,8 @@ pub struct Used {
     /// The read was of every column of the table, as with `SELECT *`.
     pub whole_row: bool,
     pub wrote: bool,
+    /// What it wrote in a row gave way to the other side.
+    pub settled: bool,
     /// The split rejected what it wrote.
     pub failed: bool,
     /// It named a column that is fenced. PostgreSQL has not asked yet whether its role may use the table.
@@ -118,17 +120,17 @@ pub struct Used {
 
 impl Used {
     pub fn any(self) -> bool {
-        self.read || self.wrote || self.failed || self.missed
+        self.is_permitted() || self.missed
     }
 
     /// Whether PostgreSQL has found that the role may do it.
     fn is_permitted(self) -> bool {
-        self.read || self.wrote || self.failed
+        self.read || self.wrote || self.settled || self.failed
     }
 
     /// Whether it reads all there is, and does nothing else.
     fn is_only_whole_row(self) -> bool {
-        self.read && self.whole_row && !self.wrote && !self.failed && !self.missed
+        self.read && self.whole_row && !self.wrote && !self.settled && !self.failed && !self.missed
     }
 
     /// What a statement does that does both. It is more than `SELECT *` if one of them is.
@@ -137,6 +139,7 @@ impl Used {
             read: self.read || other.read,
             whole_row: (self.whole_row || other.whole_row) && [self, other].iter().all(|it| it.whole_row || !it.read),
             wrote: self.wrote || other.wrote,
+            settled: self.settled || other.settled,
             failed: self.failed || other.failed,
             missed: self.missed || other.missed,
         }
@@ -153,6 +156,7 @@ pub struct Slot {
     whole_row: AtomicU64,
     writes: AtomicU64,
     rows: AtomicU64,
+    conflicts: AtomicU64,
     errors: AtomicU64,
     /// 0 if nothing was counted since the last reset.
     first_seen: AtomicI64,
@@ -182,6 +186,7 @@ impl Slot {
             (&self.reads, used.read),
             (&self.whole_row, used.read && used.whole_row),
             (&self.writes, used.wrote),
+            (&self.conflicts, used.settled),
             (&self.errors, used.failed || used.missed),
         ] {
             if counts {
@@ -206,6 +211,11 @@ impl Slot {
         self.rows.fetch_add(rows, Relaxed);
     }
 
+    /// Rows in which this side gave way to the other since the last reset.
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts.load(Relaxed)
+    }
+
     /// Whether the statement would make a better sample: it is much newer, or says more than `SELECT *`.
     pub fn wants_sample(&self, used: Used, now: i64) -> bool {
         now - self.sampled_at > SAMPLE_AGE || (self.sample_is_whole_row && !used.whole_row)
@@ -221,7 +231,14 @@ impl Slot {
 
     /// Starts counting anew. That somebody was seen, and when, is not forgotten.
     pub fn reset(&mut self) {
-        for counter in [&mut self.reads, &mut self.whole_row, &mut self.writes, &mut self.rows, &mut self.errors] {
+        for counter in [
+            &mut self.reads,
+            &mut self.whole_row,
+            &mut self.writes,
+            &mut self.rows,
+            &mut self.conflicts,
+            &mut self.errors,
+        ] {
             *counter.get_mut() = 0;
         }
         *self.first_seen.get_mut() = 0;
@@ -247,6 +264,7 @@ impl Slot {
             (&mut self.whole_row, &mut other.whole_row),
             (&mut self.writes, &mut other.writes),
             (&mut self.rows, &mut other.rows),
+            (&mut self.conflicts, &mut other.conflicts),
             (&mut self.errors, &mut other.errors),
         ] {
             *mine.get_mut() += *its.get_mut();
@@ -286,6 +304,7 @@ impl Slot {
             whole_row: self.whole_row.load(Relaxed),
             writes: self.writes.load(Relaxed),
             rows: self.rows.load(Relaxed),
+            conflicts: self.conflicts(),
             errors: self.errors.load(Relaxed),
             permitted: self.permitted.load(Relaxed),
             selective: self.selective.load(Relaxed),
@@ -308,6 +327,9 @@ pub struct Entry {
     pub whole_row: u64,
     pub writes: u64,
     pub rows: u64,
+    /// A file may be older than they are.
+    #[serde(default)]
+    pub conflicts: u64,
     pub errors: u64,
     /// PostgreSQL has let it use the table, by a privilege of the role or by those of a view or function.
     pub permitted: bool,
@@ -516,6 +538,7 @@ pub fn restore(header: &mut Header, slots: &mut [Slot], entry: &Entry) {
     *slot.whole_row.get_mut() = entry.whole_row;
     *slot.writes.get_mut() = entry.writes;
     *slot.rows.get_mut() = entry.rows;
+    *slot.conflicts.get_mut() = entry.conflicts;
     *slot.errors.get_mut() = entry.errors;
     *slot.permitted.get_mut() = entry.permitted;
     *slot.selective.get_mut() = entry.selective;
@@ -609,6 +632,7 @@ mod tests {
             whole_row: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
+            conflicts: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             first_seen: AtomicI64::new(0),
             last_seen: AtomicI64::new(0),
@@ -633,7 +657,8 @@ mod tests {
         Key::new(Subject { change, ..SUBJECT }, role, name(application.as_bytes()), side)
     }
 
-    const NONE: Used = Used { read: false, whole_row: false, wrote: false, failed: false, missed: false };
+    const NONE: Used =
+        Used { read: false, whole_row: false, wrote: false, settled: false, failed: false, missed: false };
     const READ: Used = Used { read: true, ..NONE };
     const STAR: Used = Used { whole_row: true, ..READ };
 
@@ -648,7 +673,7 @@ mod tests {
 
     #[test]
     fn takes_the_memory_that_is_documented() {
-        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1192, 21_528));
+        assert_eq!((size_of::<Slot>(), size_of::<Header>()), (1200, 21_528));
     }
 
     #[test]
@@ -662,6 +687,9 @@ mod tests {
         let Entry { reads, whole_row, writes, errors, first_seen, last_seen, .. } = entries[0];
         assert_eq!((reads, whole_row, writes, errors, first_seen, last_seen), (1, 0, 1, 1, 5, 7));
         assert_eq!((entries[1].side, entries[1].reads, entries[1].whole_row), (Side::New, 1, 1));
+        count(&mut memory, &key("a", Side::Old), Used { settled: true, ..NONE }, 8);
+        let conflicts: Vec<u64> = memory.1.iter().map(Slot::conflicts).collect();
+        assert_eq!(conflicts, [1, 0, 0, 0]);
     }
 
     #[test]
@@ -683,6 +711,8 @@ mod tests {
         let mut memory = memory(3);
         count(&mut memory, &key("a", Side::Old), READ, 1);
         count(&mut memory, &key("b", Side::Old), Used { wrote: true, ..NONE }, 2);
+        count(&mut memory, &key("a", Side::Old), Used { settled: true, ..NONE }, 1);
+        count(&mut memory, &key("b", Side::Old), Used { settled: true, ..NONE }, 2);
         memory.1[0].set_sample(b"select a", READ, 1);
         memory.1[1].set_sample(b"update a", READ, 2);
         count(&mut memory, &key("a", Side::New), READ, 3);
@@ -691,6 +721,7 @@ mod tests {
         assert_eq!(memory.0.evicted, 1);
         let others = memory.1[0].entry().unwrap();
         assert_eq!((others.reads, others.writes, others.first_seen, others.last_seen), (1, 1, 1, 2));
+        assert_eq!(others.conflicts, 2);
         assert_eq!(others.sample, "update a");
         assert_eq!(find(&memory.1, &key(OTHERS, Side::Old)), Some(0));
         // The next joins them. Nobody has to be told that something is not known.
@@ -772,11 +803,11 @@ mod tests {
     #[test]
     fn a_reset_forgets_counts_but_not_that_somebody_was_seen() {
         let mut memory = memory(1);
-        count(&mut memory, &key("a", Side::Old), READ, 5);
+        count(&mut memory, &key("a", Side::Old), Used { settled: true, ..READ }, 5);
         memory.1[0].reset();
         let entry = memory.1[0].entry().unwrap();
         assert!(!entry.is_counted());
-        assert_eq!((entry.reads, entry.last_seen), (0, 5));
+        assert_eq!((entry.reads, entry.conflicts, entry.last_seen), (0, 0, 5));
         count(&mut memory, &key("a", Side::Old), READ, 9);
         assert_eq!(memory.1[0].entry().unwrap().first_seen, 9);
     }
@@ -785,6 +816,7 @@ mod tests {
     fn restored_as_saved() {
         let mut before = memory(2);
         count(&mut before, &key("a", Side::Old), STAR, 5);
+        count(&mut before, &key("a", Side::Old), Used { settled: true, ..NONE }, 5);
         before.1[0].count_rows(9);
         before.1[0].set_sample(b"select * from t", STAR, 5);
         let entry = before.1[0].entry().unwrap();
@@ -792,6 +824,16 @@ mod tests {
         restore(&mut after.0, &mut after.1, &entry);
         assert_eq!(after.1[0].entry(), Some(entry));
         assert!(after.1[0].wants_sample(READ, 6) && !after.1[0].wants_sample(STAR, 6));
+    }
+
+    #[test]
+    fn a_file_from_before_conflicts_were_counted_is_understood() {
+        let mut memory = memory(1);
+        count(&mut memory, &key("a", Side::Old), READ, 5);
+        let entry = memory.1[0].entry().unwrap();
+        let mut saved = serde_json::to_value(&entry).unwrap();
+        assert_eq!(saved.as_object_mut().unwrap().remove("conflicts"), Some(0.into()));
+        assert_eq!(serde_json::from_value::<Entry>(saved).unwrap(), entry);
     }
 
     #[test]

@@ -465,6 +465,131 @@ fn statements_that_fail_have_no_rows() {
     sql_rows("BEGIN; UPDATE address SET street = 'Oak 1'; ROLLBACK", "old 10");
 }
 
+// Conflicts
+
+/// What an application has written in vain: per side with conflicts, and in all. Errors too.
+fn conflicts(db: &mut Session) -> String {
+    db.text(
+        "SELECT string_agg(side || ' ' || conflicts || CASE errors WHEN 0 THEN '' ELSE ', ' || errors || ' errors' END,
+             '; ' ORDER BY side DESC) FILTER (WHERE conflicts + errors > 0),
+             (SELECT conflicts FROM zdd.changes) = sum(conflicts) FROM zdd.usage",
+    )
+}
+
+#[test]
+fn a_value_that_gives_way_is_counted_where_it_was_written() {
+    let (mut db, mut app) = expanded();
+    assert_eq!(db.text("SELECT conflicts FROM zdd.changes"), "0");
+    // The new side wins.
+    app.run("INSERT INTO address VALUES (11, 'Elm 1', 'X', 'Oak', '1'), (12, 'Elm 2', 'X', 'Oak', '2')");
+    app.run("UPDATE address SET street = 'Fir 3', streetname = 'Oak' WHERE id IN (1, 2, 3)");
+    assert_eq!(conflicts(&mut db), "old 5|t");
+    db.run("SELECT zdd.alter_change('address.street', conflict => 'old')");
+    app.run("INSERT INTO address VALUES (13, 'Elm 1', 'X', 'Oak', '1')");
+    app.run("UPDATE address SET street = 'Ash 3', streetname = 'Fir' WHERE id IN (1, 2)");
+    assert_eq!(conflicts(&mut db), "old 5; new 3|t");
+    // What is refused is an error of its statement.
+    db.run("SELECT zdd.alter_change('address.street', conflict => 'error')");
+    app.error("INSERT INTO address VALUES (14, 'Elm 1', 'X', 'Oak', '1')");
+    assert_eq!(conflicts(&mut db), "old 5, 1 errors; new 3, 1 errors|t");
+    assert_eq!(
+        db.text("SELECT string_agg(street, ', ' ORDER BY id) FROM address WHERE id <= 3 OR id > 10"),
+        "Ash 3, Ash 3, Oak 3, Oak 1, Oak 2, Elm 1"
+    );
+}
+
+#[test]
+fn what_gives_way_to_nobody_is_no_conflict() {
+    let (mut db, mut app) = expanded();
+    app.run("INSERT INTO address VALUES (11, 'Elm 1', 'X', 'Elm', '1'), (12, NULL, 'X', 'Oak', '2')");
+    app.run("INSERT INTO address (id, street) VALUES (13, 'Elm 1')");
+    app.run("UPDATE address SET street = 'Oak 1', streetname = 'Oak', housenumber = '1' WHERE id = 1");
+    app.run("UPDATE address SET street = 'Oak 1' WHERE id = 2; UPDATE address SET streetname = 'Oak' WHERE id = 3");
+    app.run("UPDATE address SET street = 'Elm 4', streetname = 'Elm', housenumber = '4' WHERE id = 4");
+    // From expanded on, NULL is meant.
+    app.run("UPDATE address SET streetname = NULL, housenumber = NULL WHERE id = 5");
+    assert_eq!(db.text("SELECT street FROM address WHERE id = 5"), "~");
+    assert_eq!(conflicts(&mut db), "~|t");
+}
+
+#[test]
+fn conflicts_are_counted_once_for_a_row_however_it_is_written() {
+    let mut db = Session::on(cluster());
+    db.run(
+        "CREATE TABLE address (id int, street text, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+         CREATE TABLE north PARTITION OF address FOR VALUES IN ('n');
+         CREATE TABLE south PARTITION OF address FOR VALUES IN ('s');
+         INSERT INTO address VALUES (1, 'Elm 1', 'n')",
+    );
+    db.run(SPLIT);
+    db.run(BACKFILL);
+    let mut app = application(&db, "shop");
+    // It moves to another partition.
+    app.run("UPDATE address SET region = 's', street = 'Ash 2', streetname = 'Oak' WHERE id = 1");
+    assert_eq!(conflicts(&mut db), "old 1|t");
+    app.run(
+        "INSERT INTO address VALUES (1, 'Elm 3', 's', 'Fir', '4') ON CONFLICT (id, region) DO UPDATE
+         SET street = EXCLUDED.street, streetname = EXCLUDED.streetname, housenumber = EXCLUDED.housenumber",
+    );
+    assert_eq!(conflicts(&mut db), "old 2|t");
+    app.run("COPY north FROM PROGRAM 'printf \"2,Elm 1,n,Oak,1\\n3,Elm 1,n,Elm,1\\n\"' (FORMAT csv)");
+    assert_eq!(conflicts(&mut db), "old 3|t");
+    // An attempt is enough, as for all that PostgreSQL counts.
+    app.run("BEGIN; INSERT INTO south VALUES (4, 'Elm 1', 's', 'Oak', '1'); ROLLBACK");
+    assert_eq!(conflicts(&mut db), "old 4|t");
+    let rows = "SELECT string_agg(tableoid::regclass || ': ' || street, ', ' ORDER BY id) FROM address";
+    assert_eq!(db.text(rows), "south: Fir 4, north: Oak 1, north: Elm 1");
+}
+
+#[test]
+fn a_row_that_is_saved_as_it_was_before_it_was_split_is_a_conflict() {
+    let mut db = Session::on(cluster());
+    db.run(TABLE);
+    db.run(
+        "SELECT zdd.split_column('address', 'street', 'streetname text NOT NULL, housenumber text',
+            regex => '^(?<streetname>\\w+) (?<housenumber>\\d+)$', \"join\" => '{streetname}[ {housenumber}]')",
+    );
+    let mut app = application(&db, "shop");
+    let unsplit = "streetname = NULL, housenumber = NULL";
+    // Not split yet: there is nothing to disagree with. Then it is, and the next save gives way.
+    app.run(&format!("UPDATE address SET city = 'Y', {unsplit} WHERE id <= 3"));
+    assert_eq!(conflicts(&mut db), "~|t");
+    app.run(&format!("UPDATE address SET city = 'Z', {unsplit} WHERE id <= 2"));
+    assert_eq!(conflicts(&mut db), "new 2|t");
+    app.run(&format!("UPDATE address SET street = 'Oak 3', {unsplit} WHERE id = 3"));
+    assert_eq!(conflicts(&mut db), "new 3|t");
+    // NULL is what the rule says here.
+    app.run(&format!("UPDATE address SET street = '?', {unsplit} WHERE id = 2"));
+    assert_eq!(conflicts(&mut db), "new 3|t");
+    // What the new application left alone in a row that was pending is no word of it.
+    app.run("UPDATE address SET street = 'Elm 44', housenumber = '44' WHERE id = 4");
+    assert_eq!(conflicts(&mut db), "new 3|t");
+    assert_eq!(
+        db.text("SELECT id, street, streetname, housenumber FROM address WHERE id <= 4 ORDER BY id"),
+        "1|Elm 1|Elm|1\n2|?|~|~\n3|Oak 3|Oak|3\n4|Elm 44|Elm|44"
+    );
+}
+
+#[test]
+fn conflicts_are_reset_and_end_with_the_change() {
+    let (mut db, mut app) = expanded();
+    let insert = "INSERT INTO address VALUES (11, 'Elm 1', 'X', 'Oak', '1')";
+    app.run(insert);
+    // Whoever wrote it, a value is lost.
+    db.run("CREATE ROLE usage_writer; GRANT INSERT ON address TO usage_writer");
+    app.run(&insert.replace("11", "12").replace("INSERT", "SET ROLE usage_writer; INSERT"));
+    app.run("RESET ROLE");
+    db.run("DROP OWNED BY usage_writer; DROP ROLE usage_writer");
+    assert_eq!(db.text("SELECT conflicts FROM zdd.usage WHERE side = 'old'"), "1");
+    assert_eq!(db.text("SELECT conflicts FROM zdd.changes"), "2");
+    db.run("SELECT zdd.reset_usage('address.street')");
+    assert_eq!(db.text("SELECT conflicts FROM zdd.changes"), "0");
+    app.run(&insert.replace("11", "13"));
+    db.run("SELECT zdd.rollback('address.street')");
+    db.run(SPLIT);
+    assert_eq!(db.text("SELECT phase, conflicts FROM zdd.changes"), "rolled_back|~\nexpanding|0");
+}
+
 // What is no use
 
 #[test]
@@ -779,6 +904,8 @@ fn contract_without_preloading_needs_a_fence_or_force() {
     app.run("SELECT street FROM address");
     assert_eq!(db.text("SELECT count(*) FROM zdd.usage"), "0");
     assert_eq!(db.text("SELECT count(*) FROM zdd.usage_info"), "0");
+    app.run("INSERT INTO address VALUES (11, 'Elm 1', 'X', 'Oak', '1')");
+    assert_eq!(db.text("SELECT conflicts FROM zdd.changes"), "~");
     let unknown = db.error(CONTRACT);
     assert!(unknown.contains("pg_zdd is not in shared_preload_libraries"), "{unknown}");
     db.run("SELECT zdd.reset_usage('address.street')");
@@ -925,12 +1052,14 @@ fn a_restart_forgets_nothing() {
     let cluster = start(&[PRELOADED, ("zdd.usage_save_interval", "1h")]);
     let (mut db, mut app) = expanded_on(&cluster);
     app.run("SELECT street FROM address; UPDATE address SET housenumber = '1'");
+    app.run("UPDATE address SET street = 'Ash 1', streetname = 'Oak' WHERE id = 1");
     db.run("SELECT zdd.fence('address.street')");
     app.error("SELECT street FROM address");
     let all =
-        "SELECT side, role, application_name, reads, writes, rows, errors, first_seen, last_seen, sample_query, whole_row
-        FROM zdd.usage";
+        "SELECT side, role, application_name, reads, writes, rows, conflicts, errors, first_seen, last_seen, sample_query,
+            whole_row FROM zdd.usage";
     let before = db.text(all);
+    assert_eq!(db.text("SELECT sum(conflicts) FROM zdd.usage"), "1");
     let since = "SELECT recorded_since > pg_postmaster_start_time() - interval '2 s' FROM zdd.usage_info";
     for how in [Stop::Fast, Stop::Smart] {
         let database = db.text("SELECT current_database()");

@@ -107,11 +107,17 @@ fn a_reset_that_is_rolled_back_resets_nothing() {
     assert_eq!(usage(&mut db), OLD_READ);
     db.run(&format!("BEGIN; SAVEPOINT s; {RESET}; ROLLBACK TO s; COMMIT"));
     assert_eq!(usage(&mut db), OLD_READ);
+    db.run(&format!("BEGIN; SAVEPOINT a; SAVEPOINT b; {RESET}; RELEASE b; ROLLBACK TO a; COMMIT"));
+    assert_eq!(usage(&mut db), OLD_READ);
     db.error(&format!("BEGIN; {RESET}; SELECT 1 / 0; COMMIT"));
     db.run("ROLLBACK");
     assert_eq!(usage(&mut db), OLD_READ);
     let prepared = db.error(&format!("BEGIN; {RESET}; PREPARE TRANSACTION 'reset'"));
     assert!(prepared.contains("0A000") && prepared.contains("zdd.reset_usage"), "{prepared}");
+    assert_eq!(usage(&mut db), OLD_READ);
+    // What was taken back is in nobody's way.
+    db.run(&format!("BEGIN; SAVEPOINT s; {RESET}; ROLLBACK TO s; PREPARE TRANSACTION 'reset'"));
+    db.run("COMMIT PREPARED 'reset'");
     assert_eq!(usage(&mut db), OLD_READ);
     // Others see it when it is done, and what comes meanwhile is no exception.
     db.run(&format!("BEGIN; SAVEPOINT s; {RESET}; RELEASE s"));
@@ -367,6 +373,72 @@ fn a_fence_is_known_when_it_is_committed_and_not_before() {
     db.run("SELECT zdd.unfence('address.street'); SELECT zdd.reset_usage('address.street')");
     app.error("SELECT street, address FROM other");
     assert_eq!(usage(&mut db), "");
+}
+
+#[test]
+fn a_fence_and_its_end_in_one_transaction() {
+    const UNFENCE: &str = "SELECT zdd.unfence('address.street')";
+    let (mut db, _) = expanded();
+    db.run("CREATE TABLE other (address int)");
+    let mut is_known = |sql: &str, known: bool| {
+        db.run("SELECT zdd.reset_usage('address.street')");
+        db.run(&format!("BEGIN; {sql}; COMMIT"));
+        // It is never the same session, and none that has looked at the table.
+        application(&db, "forgotten").error("SELECT street, address FROM other");
+        assert_eq!(usage(&mut db), if known { "forgotten|old|0r0w1e" } else { "" }, "{sql}");
+    };
+    is_known(&format!("{FENCE}; {UNFENCE}"), false);
+    is_known(&format!("{FENCE}; SAVEPOINT s; {UNFENCE}; ROLLBACK TO s"), true);
+    is_known(&format!("{UNFENCE}; {FENCE}"), true);
+    is_known(&format!("{UNFENCE}; SAVEPOINT s; {FENCE}; ROLLBACK TO s"), false);
+    is_known(&format!("{FENCE}; {UNFENCE}; {FENCE}"), true);
+}
+
+#[test]
+fn prepared_transactions_change_the_record_no_sooner() {
+    let (mut db, mut app) = expanded();
+    db.run("CREATE TABLE other (address int)");
+    app.run("SELECT street FROM address");
+    for verb in ["SELECT zdd.rollback('address.street')", FENCE] {
+        db.run(&format!("BEGIN; {verb}; PREPARE TRANSACTION 'verb'"));
+        app.error("SELECT street, address FROM other");
+        assert_eq!(usage(&mut app), OLD_READ);
+        db.run("ROLLBACK PREPARED 'verb'");
+        app.error("SELECT street, address FROM other");
+        assert_eq!(usage(&mut app), OLD_READ);
+        assert!(db.error(CONTRACT).contains("was used within"));
+    }
+    // A fence is known as soon as somebody looks at the table. Who does it in a transaction that is prepared, looks again.
+    db.run(&format!("BEGIN; {FENCE}; PREPARE TRANSACTION 'verb'"));
+    db.run("COMMIT PREPARED 'verb'");
+    db.run("SELECT zdd.reset_usage('address.street')");
+    let mut looker = application(&db, "looker");
+    looker.run("BEGIN; INSERT INTO other VALUES (1); SELECT city FROM address; PREPARE TRANSACTION 'looker'");
+    looker.run("COMMIT PREPARED 'looker'");
+    looker.run("SELECT city FROM address");
+    finds_who_misses_the_column(&mut db);
+}
+
+#[test]
+fn a_change_that_is_begun_in_vain_leaves_nothing() {
+    let cluster = start(&[PRELOADED]);
+    let mut db = Session::on(&cluster);
+    db.run(TABLE);
+    let mut begin_in_vain = |begun: &str, ended: &str| {
+        db.run(begun);
+        db.run(&format!("{SPLIT}; SELECT street, streetname FROM address"));
+        assert_eq!(db.text("SELECT entries FROM zdd.usage_info"), "2");
+        db.run(ended);
+        assert_eq!(db.text("SELECT entries FROM zdd.usage_info"), "0", "{ended}");
+    };
+    begin_in_vain("BEGIN", "ROLLBACK");
+    begin_in_vain("BEGIN; SAVEPOINT s", "ROLLBACK TO s; COMMIT");
+    begin_in_vain("BEGIN; SAVEPOINT a; SAVEPOINT b", "RELEASE b; ROLLBACK TO a; SELECT street FROM address; COMMIT");
+    // What it counted stays when it is committed.
+    db.run(&format!(
+        "BEGIN; SAVEPOINT a; {SPLIT}; SELECT street FROM address; RELEASE a; SAVEPOINT b; ROLLBACK TO b; COMMIT"
+    ));
+    assert_eq!(usage(&mut db), "test|old|1r0w0e");
 }
 
 // Looking

@@ -13,7 +13,8 @@ select * from zdd.usage;
 -- The old and the new version of an application.
 \! PGAPPNAME='shop 1.0' tests/regress/session "select street from address where id = 1" "update address set street = 'Oak Street 2'"
 \! PGAPPNAME='shop 2.0' tests/regress/session "select streetname, housenumber from address" "select * from address"
-select change, side, role, application_name, reads, writes, rows, errors, whole_row, first_seen <= last_seen as seen
+select change, side, role, application_name, reads, writes, rows, conflicts, errors, whole_row,
+    first_seen <= last_seen as seen
 from zdd.usage order by side desc, application_name;
 -- What they ran is for pg_read_all_stats.
 select count(sample_query) from zdd.usage;
@@ -34,6 +35,16 @@ select zdd.split_column('starred', 'a', 'b text, c text', delimiter => ' ');
 \! tests/regress/session "call zdd.backfill('starred.a')"
 \! PGAPPNAME=report tests/regress/session "select * from starred"
 \! tests/regress/session "call zdd.contract('starred.a')"
+
+-- A statement writes both sides, and they disagree: one value gives way, and that is counted.
+\! PGAPPNAME='shop 1.5' tests/regress/session "insert into starred values ('a b', 'c', 'd'), ('a b', 'a', 'b')"
+select * from starred;
+select side, application_name, writes, rows, conflicts from zdd.usage where change = 'starred.a' and writes > 0
+order by side desc;
+select change, conflicts from zdd.changes order by change;
+select zdd.alter_change('starred.a', conflict => 'error');
+\! PGAPPNAME='shop 1.5' tests/regress/session "insert into starred values ('a b', 'c', 'd')"
+select side, conflicts, errors from zdd.usage where change = 'starred.a' and writes > 0 order by side desc;
 
 -- The split rejects a write.
 create table strict (a text);
