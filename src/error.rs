@@ -362,6 +362,12 @@ pub enum Error {
     Caught(Caught),
 }
 
+/// What a row violates, as far as an error can tell programs.
+pub enum Violated<'e> {
+    Row,
+    Column(&'e str),
+}
+
 struct Parts {
     code: Code,
     message: String,
@@ -987,10 +993,25 @@ impl Error {
         }
     }
 
+    /// What a row violates, if the error is of the kind that PostgreSQL gives table and column with: a violation of a
+    /// constraint.
+    pub fn violated(&self) -> Option<Violated<'_>> {
+        match self {
+            Error::NotNull { column, .. } | Error::UnmatchedValue { column, .. } => Some(Violated::Column(column)),
+            Error::Conflict { .. } => Some(Violated::Row),
+            _ => None,
+        }
+    }
+
+    /// Its SQLSTATE.
+    pub fn code(&self) -> Code {
+        self.parts().code
+    }
+
     /// Its SQLSTATE, as it is written.
     pub fn sqlstate(&self) -> String {
         // Five characters, six bits each.
-        let code = self.parts().code as u32;
+        let code = self.code() as u32;
         (0..5).map(|place| char::from(b'0' + (code >> (6 * place) & 0x3f) as u8)).collect()
     }
 

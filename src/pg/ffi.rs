@@ -34,6 +34,7 @@ mod raw {
             walker: Walker,
             context: *mut core::ffi::c_void,
         ) -> bool;
+        pub fn ThrowErrorData(error: *mut pg_sys::ErrorData);
         pub fn has_superclass(relation: pg_sys::Oid) -> bool;
         pub fn find_all_inheritors(
             parent: pg_sys::Oid,
@@ -96,6 +97,16 @@ pub fn subscription_name<'s>() -> Option<&'s CStr> {
 /// PostgreSQL's handlers for SIGTERM and SIGHUP, as they are: a signal handler must not set up a boundary.
 pub fn signal_handlers() -> [(u32, unsafe extern "C-unwind" fn(core::ffi::c_int)); 2] {
     [(pg_sys::SIGTERM, raw::die), (pg_sys::SIGHUP, raw::SignalHandlerForConfigReload)]
+}
+
+/// Raises an error as it is, with all its fields; unwinding would lose those that pgrx does not know.
+///
+/// # Safety
+/// The texts are in PostgreSQL's memory, and no frame from here up to PostgreSQL's has anything to drop.
+pub unsafe fn throw(error: *mut pg_sys::ErrorData) -> ! {
+    // SAFETY: the caller keeps the contract; PostgreSQL copies what it needs.
+    unsafe { raw::ThrowErrorData(error) };
+    unreachable!("an ERROR does not return")
 }
 
 /// # Safety

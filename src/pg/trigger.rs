@@ -3,14 +3,16 @@
 use std::marker::PhantomData;
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::AsPgCStr;
 use smallvec::SmallVec;
 
+use super::ffi;
 use super::hook::Columns;
 use super::inspect::ObjectId;
 use super::table::{Row, Table};
 use super::value::Value;
 use super::{c_string, list_of, node_string, tag};
-use crate::error::Error;
+use crate::error::{Error, Violated};
 
 /// A BEFORE ROW trigger's call for an INSERT or an UPDATE.
 pub struct RowTrigger {
@@ -170,17 +172,47 @@ pub const NAME_PREFIX: &str = "~zdd_";
 /// # Safety
 /// Called by PostgreSQL alone.
 #[unsafe(no_mangle)]
-#[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn zdd_sync(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    let fired = RowTrigger::from_call(fcinfo)
-        .and_then(|trigger| crate::sync::fire(&trigger).inspect_err(|error| crate::usage::failed(&trigger, error)));
-    match fired {
-        Ok(tuple) => tuple,
-        Err(error) => {
-            pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
-            unreachable!("an ERROR does not return")
+    // SAFETY: PostgreSQL calls; what the guarded code returns is plain, so that an error leaves nothing behind.
+    unsafe {
+        match pg_sys::panic::pgrx_extern_c_guard(|| fire_sync(fcinfo)) {
+            Ok(tuple) => tuple,
+            Err(violation) => ffi::throw(violation),
         }
     }
+}
+
+/// The tuple to write, or what the row violates. Other errors are raised at once.
+fn fire_sync(fcinfo: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum, *mut pg_sys::ErrorData> {
+    let trigger = RowTrigger::from_call(fcinfo).unwrap_or_else(|error| error.raise());
+    crate::sync::fire(&trigger).map_err(|error| {
+        crate::usage::failed(&trigger, &error);
+        match error.violated() {
+            Some(violated) => violation(&error, violated, &trigger.table()),
+            None => error.raise(),
+        }
+    })
+}
+
+/// The error of a row that violates something, with the names that PostgreSQL gives with violations of its own constraints.
+/// pgrx has no way to say them.
+fn violation(error: &Error, violated: Violated, table: &Table) -> *mut pg_sys::ErrorData {
+    let (detail, hint) = error.detail_and_hint();
+    let column = match violated {
+        Violated::Row => None,
+        Violated::Column(column) => Some(column),
+    };
+    // SAFETY: zeroes are an error that says nothing.
+    let mut report = unsafe { pgrx::PgBox::<pg_sys::ErrorData>::alloc0() };
+    report.elevel = pgrx::PgLogLevel::ERROR as i32;
+    report.sqlerrcode = error.code() as i32;
+    report.message = error.message().as_pg_cstr();
+    report.detail = detail.as_deref().as_pg_cstr();
+    report.hint = hint.as_deref().as_pg_cstr();
+    report.schema_name = table.schema().as_pg_cstr();
+    report.table_name = table.bare_name().as_pg_cstr();
+    report.column_name = column.as_pg_cstr();
+    report.into_pg()
 }
 
 /// Tells PostgreSQL how `zdd_sync` is called.

@@ -621,7 +621,7 @@ pub(super) mod tests {
     }
 
     /// Regexes that get into every corner, with some more leaves. Named groups are still without a name.
-    pub fn regex(more: &[&'static str]) -> impl Strategy<Value = String> {
+    fn regex(more: &[&'static str]) -> impl Strategy<Value = String> {
         let mut leaves = vec![
             "a", "a", "b", "b", "ß", "€", "ab", "1", " ", ".", "(?s:.)", "[ab]", "[^a]", "[ß€]", "[^ß]", "(?i:a)",
             r"\d", r"\s", r"\S", r"\w", r"\W", "", "^", "$", r"\z", "()", "(?<>a)",
@@ -643,37 +643,56 @@ pub(super) mod tests {
     }
 
     /// Gives every named group a name of its own.
-    pub fn named(regex: &str) -> String {
+    fn named(regex: &str) -> String {
         let mut parts = regex.split("(?<>");
         let first = parts.next().unwrap_or_default().to_owned();
         parts.enumerate().fold(first, |regex, (index, part)| format!("{regex}(?<g{index}>{part}"))
     }
 
+    /// A regex, texts to search, and a bit for each group that is wanted.
+    #[derive(Clone, Debug)]
+    pub struct Case {
+        regex: String,
+        texts: Vec<String>,
+        wanted: u64,
+    }
+
+    /// Regexes with some more leaves, anchored or not, and texts that get into their corners.
+    pub fn case(more: &[&'static str]) -> impl Strategy<Value = Case> {
+        let anchors = select(vec![("", ""), ("^", ""), ("", "$"), ("^", "$")]);
+        let texts = prop::collection::vec("[ab1 \\r\\nßéA€😀]{0,8}|[abß]{0,12}|[ab]{10,30}", 8);
+        (regex(more), anchors, texts, any::<u64>()).prop_map(|(regex, (start, end), texts, wanted)| Case {
+            regex: named(&format!("{start}{regex}{end}")),
+            texts,
+            wanted,
+        })
+    }
+
+    /// Whether an engine finds what the regex crate finds: all groups, and those that are wanted alone. `new` makes one for
+    /// a regex and groups.
+    pub fn check_case<E>(
+        case: &Case,
+        new: impl Fn(&str, &[usize]) -> E,
+        captures: impl for<'t> Fn(&mut E, &'t str) -> Option<Vec<Option<&'t str>>>,
+    ) -> Result<(), TestCaseError> {
+        let Case { regex, texts, wanted } = case;
+        let Ok(crates) = Regex::new(regex) else { return Ok(()) };
+        let all: Vec<usize> = (0..crates.captures_len()).collect();
+        let some = all.iter().rev().copied().filter(|group| wanted >> (group % 64) & 1 == 1).collect();
+        for groups in [all, some] {
+            let mut engine = new(regex, &groups);
+            for text in texts {
+                let found = captures(&mut engine, text);
+                prop_assert_eq!(found, expected(&crates, &groups, text), "{} on {:?}", regex, text);
+            }
+        }
+        Ok(())
+    }
+
     proptest! {
         #[test]
-        fn captures_equal_those_of_the_regex_crate(
-            regex in regex(&[]),
-            anchors in select(vec!["", "^", "$", "^$"]),
-            texts in prop::collection::vec("[ab1 \\nßéA€😀]{0,8}|[abß]{0,12}|[ab]{10,30}", 8),
-            wanted in any::<u64>(),
-        ) {
-            let start = if anchors.starts_with('^') { "^" } else { "" };
-            let end = if anchors.ends_with('$') { "$" } else { "" };
-            let regex = named(&format!("{start}{regex}{end}"));
-            if let Ok(crates) = Regex::new(&regex) {
-                let all: Vec<usize> = (0..crates.captures_len()).collect();
-                let some: Vec<usize> = all.iter().rev().copied().filter(|group| wanted >> (group % 64) & 1 == 1).collect();
-                for groups in [all, some] {
-                    let mut matcher = matcher(&regex, &groups);
-                    for text in &texts {
-                        let mut captures = Vec::new();
-                        let matched = match_it(&mut matcher, text, &mut captures);
-                        prop_assert!(matched.is_some(), "{} gives up on {:?}", regex, text);
-                        let captures = (matched == Some(true)).then_some(captures);
-                        prop_assert_eq!(captures, expected(&crates, &groups, text), "{} on {:?}", regex, text);
-                    }
-                }
-            }
+        fn captures_equal_those_of_the_regex_crate(case in case(&[])) {
+            check_case(&case, matcher, captures)?;
         }
     }
 

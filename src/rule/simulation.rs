@@ -312,11 +312,10 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
     use proptest::prelude::*;
-    use proptest::sample::select;
     use regex::Regex;
 
     use super::*;
-    use crate::rule::matcher::tests::{expected, named, regex, text};
+    use crate::rule::matcher::tests::{case, check_case, expected, text};
     use crate::rule::split::compile;
 
     /// Many paths stay alive.
@@ -447,28 +446,12 @@ mod tests {
 
         #[test]
         fn captures_equal_those_of_the_regex_crate(
-            regex in regex(&[
+            case in case(&[
                 r"\b", r"\b", r"\B", r"(?-u:\b)", r"(?-u:\B)", "(?m:^)", "(?m:$)", "(?mR:^)", "(?mR:$)", r"\b{start}",
                 r"\b{end}", r"\b{start-half}", r"\b{end-half}",
             ]),
-            anchors in select(vec!["", "^", "$", "^$"]),
-            texts in prop::collection::vec("[ab1 \\r\\nßéA€😀]{0,8}|[abß]{0,12}|[ab]{10,30}", 8),
-            wanted in any::<u64>(),
         ) {
-            let start = if anchors.starts_with('^') { "^" } else { "" };
-            let end = if anchors.ends_with('$') { "$" } else { "" };
-            let regex = named(&format!("{start}{regex}{end}"));
-            if let Ok(crates) = Regex::new(&regex) {
-                let all: Vec<usize> = (0..crates.captures_len()).collect();
-                let some: Vec<usize> = all.iter().rev().copied().filter(|group| wanted >> (group % 64) & 1 == 1).collect();
-                for groups in [all, some] {
-                    let mut simulation = simulation(&regex, &groups);
-                    for text in &texts {
-                        let found = captures(&mut simulation, text);
-                        prop_assert_eq!(found, expected(&crates, &groups, text), "{} on {:?}", regex, text);
-                    }
-                }
-            }
+            check_case(&case, simulation, captures)?;
         }
 
         #[test]

@@ -301,6 +301,35 @@ fn not_null_binds_the_new_side_only() {
     }
 }
 
+/// What programs read of an error: its SQLSTATE, schema, table, column and constraint.
+fn fields(db: &mut Session, sql: &str) -> String {
+    let error = db.client.batch_execute(sql).expect_err(sql);
+    let error = error.as_db_error().expect("an error of the server");
+    let names = [error.schema(), error.table(), error.column(), error.constraint()];
+    format!("{} {}", error.code().code(), names.map(|name| name.unwrap_or("~")).join("|"))
+}
+
+#[test]
+fn violations_name_table_and_column_as_those_of_constraints_do() {
+    let mut db = address("", ", unmatched => 'error', conflict => 'error'");
+    db.run("CREATE TABLE plain (streetname text NOT NULL)");
+    assert_eq!(fields(&mut db, "INSERT INTO plain DEFAULT VALUES"), "23502 public|plain|streetname|~");
+    let null = "INSERT INTO address (id, housenumber) VALUES (1, '1')";
+    assert_eq!(fields(&mut db, null), "23502 public|address|streetname|~");
+    let unmatched = "INSERT INTO address (id, street) VALUES (1, '')";
+    assert_eq!(fields(&mut db, unmatched), "23514 public|address|street|~");
+    let conflict = "INSERT INTO address (id, street, streetname) VALUES (1, 'Elm 1', 'Oak')";
+    assert_eq!(fields(&mut db, conflict), "23514 public|address|~|~");
+    // As for constraints of a partition, and within functions.
+    db.run(
+        r#"CREATE SCHEMA "S"; CREATE TABLE "S".parted (id int, street text) PARTITION BY RANGE (id);
+           CREATE TABLE "S"."Part" PARTITION OF "S".parted DEFAULT;
+           SELECT zdd.split_column('"S".parted', 'street', columns => '"Name" text NOT NULL, no text', delimiter => ' ')"#,
+    );
+    let within = r#"DO $$ BEGIN INSERT INTO "S".parted (no) VALUES ('1'); END $$"#;
+    assert_eq!(fields(&mut db, within), "23502 S|Part|Name|~");
+}
+
 #[test]
 fn unmatched_null() {
     let insert = "INSERT INTO address (id, street) VALUES (1, ''), (2, E'two\\nlines')";

@@ -28,22 +28,6 @@ use pg_zdd_cluster::session::{Session, shared_cluster};
 use run::{Difference, play};
 use script::{Stage, Step};
 
-/// What else is looked for. `false` leaves out what is known to go wrong and not mended yet.
-pub mod sought {
-    /// Rows that were read before they were split, and are saved whole while the change is expanding.
-    pub const STALE_ROWS: bool = true;
-    /// Writes of a new application where the old column has a default that is no plain constant.
-    pub const LIVE_DEFAULTS: bool = false;
-    /// Columns of unsigned types with values above 2³¹.
-    pub const LARGE_UNSIGNED: bool = true;
-    /// Sessions with settings that make SQL mean something else.
-    pub const PARSER_SETTINGS: bool = true;
-    /// The column that an error is about.
-    pub const ERROR_FIELDS: bool = false;
-    /// Triggers that compare whole rows: to them a row that is split on the way has changed.
-    pub const ROW_TRIGGERS: bool = false;
-}
-
 /// How many runs each test makes when nobody asks for more.
 const RUNS: u64 = 30;
 /// How often a run that failed may be played again to make it shorter.

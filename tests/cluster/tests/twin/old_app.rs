@@ -5,7 +5,7 @@ use pg_zdd_cluster::fastrand::Rng;
 use super::script::{Act, Save, Stage, Step, Verb};
 use super::shape::{Layout, ROWS, Shape, literal, quoted};
 use super::source::{Rule, Value};
-use super::{one_in, pick, sought};
+use super::{one_in, pick};
 
 /// The old applications of a run.
 pub struct OldApp<'a> {
@@ -468,7 +468,7 @@ pub fn stage(rng: &mut Rng) -> Stage {
     change(&mut app, &[Verb::Await]);
     app.steps.push(Step::Compare);
     app.split = true;
-    app.star = sought::STALE_ROWS;
+    app.star = true;
     let before = rng.usize(..25);
     app.statements(before);
     // With this row locked the change stays `expanding`, so that it is known what mappers may save.
@@ -534,7 +534,7 @@ pub fn settings(rng: &mut Rng) -> String {
     if one_in(rng, 2) {
         settings += &format!("; SET {}", pick(rng, &HARMLESS));
     }
-    if sought::PARSER_SETTINGS && one_in(rng, 4) {
+    if one_in(rng, 4) {
         settings += &format!("; SET {}", pick(rng, &HARMFUL));
     }
     settings

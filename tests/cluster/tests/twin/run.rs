@@ -59,6 +59,7 @@ pub fn play(databases: &mut [Session; 2], stage: &Stage, steps: &[Step]) -> Resu
     }
     if stage.renewal.is_empty() {
         // As it is after an ADD COLUMN by hand. Nobody fills it.
+        twin.run("ALTER TABLE app.split ADD CHECK (false)");
         for target in &stage.rule.targets {
             let table = stage.shape.table;
             twin.run(&format!("ALTER TABLE {table} ADD {} {}", target.name, target.type_name));
@@ -191,7 +192,8 @@ impl Play<'_> {
             && (self.unsettled || is_violation(twin));
         // Of several violations COPY meets another first when there are triggers.
         let violated = statements[0].starts_with("COPY") && is_violation(table) && is_violation(twin);
-        if !again && !violated && !table.agrees(twin, width) {
+        let moving = self.stage.shape.is_partitioned() && statements[0].starts_with("UPDATE");
+        if !again && !violated && !table.agrees(twin, width) && !(moving && table.is_same_null(twin)) {
             return Err(format!("table: {table:?}\n   twin: {twin:?}"));
         }
         if table.is_error() || again {
@@ -294,6 +296,7 @@ impl Play<'_> {
                 self.change(Verb::Await)?;
                 self.ask("CALL zdd.wait_for('twin', 'expanded', '60s')")?;
                 self.unsettled = false;
+                self.table.db.run("DROP TABLE IF EXISTS app.split");
                 let counts = self.table.db.text("SELECT pending, diverged FROM zdd.verify('twin')");
                 if counts != "0|0" {
                     return Err(format!("pending and diverged: {counts}"));

@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use pg_zdd_cluster::postgres::{self, Client, SimpleQueryMessage};
 use pg_zdd_cluster::session::Session;
 
-use super::sought;
-
 /// What an application that is blocked for this long waits for will never come.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A statement that takes longer than this may be waiting for another application.
@@ -18,8 +16,16 @@ pub type Row = Vec<Option<String>>;
 /// What an application is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    Done { count: u64, rows: Vec<Row> },
-    Failed { code: String, constraint: Option<String>, column: Option<String>, message: String },
+    Done {
+        count: u64,
+        rows: Vec<Row>,
+    },
+    Failed {
+        code: String,
+        /// What it is about: schema, table, column, type and constraint.
+        about: [Option<String>; 5],
+        message: String,
+    },
 }
 
 impl Outcome {
@@ -47,12 +53,21 @@ impl Outcome {
             (Outcome::Done { count, rows }, Outcome::Done { count: others, rows: other }) => {
                 count == others && seen(rows) == seen(other)
             }
-            (
-                Outcome::Failed { code, constraint, column, .. },
-                Outcome::Failed { code: c, constraint: n, column: l, .. },
-            ) => (code, constraint) == (c, n) && (column == l || !sought::ERROR_FIELDS),
+            (Outcome::Failed { code, about, .. }, Outcome::Failed { code: others, about: other, .. }) => {
+                (code, about) == (others, other)
+            }
             _ => false,
         }
+    }
+
+    /// Whether both are a violation of NOT NULL on the same column, of whichever table: when a row moves to another partition,
+    /// the trigger of the one that it leaves is the first to see it.
+    pub fn is_same_null(&self, other: &Outcome) -> bool {
+        let column = |outcome: &Outcome| match outcome {
+            Outcome::Failed { code, about: [_, _, column, ..], .. } if code == "23502" => column.clone(),
+            _ => None,
+        };
+        column(self).is_some() && column(self) == column(other)
     }
 }
 
@@ -98,11 +113,11 @@ fn failure(error: &postgres::Error) -> Outcome {
     match error.as_db_error() {
         Some(db) => Outcome::Failed {
             code: db.code().code().to_owned(),
-            constraint: db.constraint().map(str::to_owned),
-            column: db.column().map(str::to_owned),
+            about: [db.schema(), db.table(), db.column(), db.datatype(), db.constraint()]
+                .map(|name| name.map(str::to_owned)),
             message: format!("{} {}", db.message(), db.where_().unwrap_or_default()),
         },
-        None => Outcome::Failed { code: "lost".into(), constraint: None, column: None, message: error.to_string() },
+        None => Outcome::Failed { code: "lost".into(), about: Default::default(), message: error.to_string() },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pg_zdd_cluster::fastrand::Rng;
 
-use super::{one_in, pick, sought};
+use super::{one_in, pick};
 
 /// What an application writes; `None` is NULL.
 pub type Value = Option<String>;
@@ -438,7 +438,7 @@ static TEXTS: [Kind; 7] = [
     },
 ];
 
-static OTHERS: [Kind; 17] = [
+static OTHERS: [Kind; 19] = [
     kind!("numeric(12,2)", true, amount, odd_amount, amount_rule),
     kind!("int", true, integer, odd_integer, integer_rule),
     kind!("date", true, day, odd_day, day_rule),
@@ -456,11 +456,10 @@ static OTHERS: [Kind; 17] = [
     renamed!("point", false, &["(1,2)", "(0,-0)", "(3,4)"]),
     renamed!("varbit(12)", true, &["101", "0", "111100001111"]),
     renamed!("inet", true, &["10.0.0.1", "10.0.0.0/8", "::1"]),
+    // Unsigned: above 2³¹ such values are no numbers of their length.
+    renamed!("oid", true, &["1", "3000000000", "4294967295"]),
+    renamed!("xid", false, &["7", "3000000000"]),
 ];
-
-/// Types whose values above 2³¹ are compared wrongly.
-static UNSIGNED: [Kind; 2] =
-    [renamed!("oid", true, &["1", "3000000000", "4294967295"]), renamed!("xid", false, &["7", "3000000000"])];
 
 /// A kind of column, mostly of text; with `roomy` one that takes whatever new applications write.
 pub fn any_kind(rng: &mut Rng, roomy: bool) -> &'static Kind {
@@ -468,11 +467,7 @@ pub fn any_kind(rng: &mut Rng, roomy: bool) -> &'static Kind {
         let kind = &TEXTS[rng.usize(..TEXTS.len())];
         return if roomy && kind.definition.ends_with("0)") { &TEXTS[0] } else { kind };
     }
-    let unsigned = if sought::LARGE_UNSIGNED { UNSIGNED.len() } else { 0 };
-    match rng.usize(..OTHERS.len() + unsigned) {
-        index if index < OTHERS.len() => &OTHERS[index],
-        index => &UNSIGNED[index - OTHERS.len()],
-    }
+    &OTHERS[rng.usize(..OTHERS.len())]
 }
 
 /// What types and rules are made of.
