@@ -97,7 +97,7 @@ fn statement(app: App, n: i64) -> Option<String> {
     };
     let (old, own) = (n * 7 % 300, n - 30 - n % 10);
     let sql = match n % 10 {
-        0 | 1 | 2 => format!("INSERT INTO address (id, {insert} 'inserted')"),
+        0..=2 => format!("INSERT INTO address (id, {insert} 'inserted')"),
         3 => format!("UPDATE address SET {set} WHERE id = {old}"),
         4 => format!("UPDATE address SET {set} WHERE id = {own}"),
         5 => format!("UPDATE address SET note = 'note {n}' WHERE id = {old}"),
