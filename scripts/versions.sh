@@ -15,7 +15,7 @@ fi
 wrapper="$CARGO_TARGET_DIR/rustc-with-shipped-bindings"
 printf '#!/bin/sh\nexec %q/scripts/versions.sh rustc "$@"\n' "$PWD" >"$wrapper"
 chmod +x "$wrapper"
-for version in 14 15 16 17 18; do
+for version in 15 16 17 18; do
     say "PostgreSQL $version"
     DOCS_RS=1 RUSTC_WRAPPER="$wrapper" cargo check -q --lib --no-default-features --features "pg$version" \
         --target-dir "$CARGO_TARGET_DIR/versions"
