@@ -30,15 +30,20 @@ find_pg_config() {
     fi
 }
 
-# The server must be able to read our copy. Run by root it runs as postgres, which cannot see into, say, /root.
+# The server must be able to read some of our folders. Run by root it runs as postgres, which cannot see into, say, /root.
+readable_folder() {
+    local folder="$CARGO_TARGET_DIR/$1"
+    mkdir -p "$CARGO_TARGET_DIR"
+    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups test -r "$CARGO_TARGET_DIR/."; then
+        folder="/var/tmp/pg_zdd-$(cksum <<<"$folder" | cut -d' ' -f1)"
+    fi
+    echo "$folder"
+}
+
 find_server_copy() {
     pg_major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-    local home="$CARGO_TARGET_DIR/pg$pg_major"
-    export PGRX_HOME="$home/pgrx"
-    server="$home/server"
-    mkdir -p "$home"
-    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups test -r "$home/."; then
-        server="/var/tmp/pg_zdd-$(cksum <<<"$home" | cut -d' ' -f1)"
-    fi
+    export PGRX_HOME="$CARGO_TARGET_DIR/pg$pg_major/pgrx"
+    server=$(readable_folder "pg$pg_major/server")
+    mkdir -p "$CARGO_TARGET_DIR/pg$pg_major"
     server_pg_config=$server$(cat "$server/pg_config" 2>/dev/null || true)
 }
