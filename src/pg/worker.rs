@@ -250,6 +250,7 @@ unsafe fn ignore_settings_for_clients() {
     for (name, value) in limits.chain([
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
+        (c"role", c"none"),
         // Foreign keys are checked, whatever clients do without.
         (c"session_replication_role", c"origin"),
     ]) {
