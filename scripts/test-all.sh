@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every test on every version of PostgreSQL: on the first all of them, on the others all that need a server. A version
 # that there is no server of counts as a failure.
-# `test-all.sh quick`: on the others without the programs of tests/cluster that go on for long, and with a library that is
-# not optimised across crates.
+# `test-all.sh quick`: on the others without the programs of tests/cluster that go on for long, and with a library that has
+# Rust's assertions on.
 source "$(dirname "$0")/common.sh"
 
 # They look for rare orders of events, or measure. Which version it is makes no difference to what they are about.
@@ -35,7 +35,7 @@ for version in "${versions[@]}"; do
     if [ "$version" != "${versions[0]}" ]; then
         settings+=(WITHOUT_PURE=1)
         if [ "${1:-}" = quick ]; then
-            settings+=(CLUSTER_TESTS="$(short_tests)" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16)
+            settings+=(CLUSTER_TESTS="$(short_tests)" DEBUG=1)
         fi
     fi
     env "${settings[@]}" bash -c 'scripts/setup.sh && scripts/test.sh' || failed=yes

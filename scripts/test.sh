@@ -2,7 +2,8 @@
 # Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the tests in tests/cluster, examples and
 # bench.
 # `test.sh NAME…` runs some of the three: pg_test, regress, cluster. CLUSTER_TESTS names programs in tests/cluster to run
-# instead of all, WITHOUT_PURE=1 leaves out what needs no server.
+# instead of all, WITHOUT_PURE=1 leaves out what needs no server, DEBUG=1 takes a library with Rust's assertions on, which
+# builds quicker and runs slower.
 source "$(dirname "$0")/common.sh"
 find_pg_config
 find_server_copy
@@ -46,9 +47,11 @@ pg_test() {
     return $status
 }
 
-# The tests below want the extension as users get it, without pgrx's test functions.
+# The tests below want the extension without pgrx's test functions, and as users get it but for DEBUG.
 release() {
-    cargo pgrx install --release --pg-config "$server_pg_config" &&
+    local profile=(--release)
+    [ -z "${DEBUG:-}" ] || profile=()
+    cargo pgrx install "${profile[@]}" --pg-config "$server_pg_config" &&
         PG_CONFIG="$server_pg_config" cargo build --profile client -p pg_zdd_cluster --all-targets
 }
 
