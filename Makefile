@@ -3,6 +3,8 @@
 #   make demo       a rolling update, played on a scratch server
 #   make example    ways to deploy; NAME=rolling, blue-green, canary or rollback
 #   make test       every test
+#   make test-all   every test on every version of PostgreSQL, 15 to 18, which it gets for itself; QUICK=1 without the longest
+#                   on those after the first
 #   make soak       the tests that find more the longer they run, each for SECONDS (600); SEED to say the same again,
 #                   TESTS="fuzz" for some of them
 #   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
@@ -12,14 +14,14 @@
 #   make lint       formatting and clippy
 #   make install    into the server of PG_CONFIG
 #
-# PG_CONFIG=/path/to/pg_config chooses the server (14 to 18), by default Debian's PostgreSQL 15 or the first pg_config
-# on the path. Only `install` writes to its folders: the others use a copy of the installation below target/ and
+# PG_CONFIG=/path/to/pg_config chooses the server (15 to 18), by default the system's PostgreSQL or the first pg_config on
+# the path. Only `install` writes to its folders: the others use a copy of the installation below target/ and
 # scratch clusters in temporary folders, which a running server never notices.
 
 SHELL := bash
 export PG_CONFIG
 
-.PHONY: setup install demo example test soak bench compare lint
+.PHONY: setup install demo example test test-all soak bench compare lint
 
 setup:
 	@scripts/setup.sh
@@ -35,6 +37,9 @@ example: setup
 
 test: setup
 	@scripts/test.sh
+
+test-all:
+	@scripts/test-all.sh $(if $(QUICK),quick)
 
 soak: export SEED := $(SEED)
 soak: setup

@@ -20,25 +20,36 @@ fail() {
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
+versions=(15 16 17 18)
+
 given_pg_config=${PG_CONFIG:-}
 find_pg_config() {
+    local version
     PG_CONFIG=$given_pg_config
-    if [ -z "$PG_CONFIG" ]; then
-        PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
-        # Debian's pg_config on the path may be a placeholder that only says what to install.
-        [ -x "$PG_CONFIG" ] || ! pg_config --version >/dev/null 2>&1 || PG_CONFIG=$(command -v pg_config)
-    fi
+    [ -z "$PG_CONFIG" ] || return 0
+    for version in "${versions[@]}"; do
+        PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+        [ ! -x "$PG_CONFIG" ] || return 0
+    done
+    # Debian's pg_config on the path may be a placeholder that only says what to install.
+    PG_CONFIG=
+    ! pg_config --version >/dev/null 2>&1 || PG_CONFIG=$(command -v pg_config)
 }
 
-# The server must be able to read our copy. Run by root it runs as postgres, which cannot see into, say, /root.
+# The server must be able to read some of our folders. Run by root it runs as postgres, which cannot see into, say, /root.
+readable_folder() {
+    local folder="$CARGO_TARGET_DIR/$1"
+    mkdir -p "$CARGO_TARGET_DIR"
+    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups test -r "$CARGO_TARGET_DIR/."; then
+        folder="/var/tmp/pg_zdd-$(cksum <<<"$folder" | cut -d' ' -f1)"
+    fi
+    echo "$folder"
+}
+
 find_server_copy() {
     pg_major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-    local home="$CARGO_TARGET_DIR/pg$pg_major"
-    export PGRX_HOME="$home/pgrx"
-    server="$home/server"
-    mkdir -p "$home"
-    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups test -r "$home/."; then
-        server="/var/tmp/pg_zdd-$(cksum <<<"$home" | cut -d' ' -f1)"
-    fi
+    export PGRX_HOME="$CARGO_TARGET_DIR/pg$pg_major/pgrx"
+    server=$(readable_folder "pg$pg_major/server")
+    mkdir -p "$CARGO_TARGET_DIR/pg$pg_major"
     server_pg_config=$server$(cat "$server/pg_config" 2>/dev/null || true)
 }

@@ -6,6 +6,5 @@ find_server_copy
 
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --no-default-features --features "pg$pg_major" -- -D warnings
-scripts/versions.sh
 if grep -nP '\t' sql/*.sql; then fail "tabs in SQL"; fi
 say "lint passed"

@@ -23,15 +23,15 @@ system_packages() {
     has cc && has make || missing+=(build-essential)
     has pkg-config || missing+=(pkg-config)
     has pkg-config && pkg-config --exists openssl || missing+=(libssl-dev)
-    has_libclang || missing+=(libclang-14-dev)
-    has clang || has clang-14 || missing+=(clang-14)
+    has_libclang || missing+=(libclang-dev)
+    has clang || compgen -c clang- >/dev/null || missing+=(clang)
     has sudo || missing+=(sudo)
-    has_server || missing+=(postgresql-15)
-    has_server_headers || missing+=(postgresql-server-dev-15)
+    has_server || missing+=(postgresql)
+    has_server_headers || missing+=(postgresql-server-dev)
     [ ${#missing[@]} -gt 0 ] || return 0
 
     has apt-get || fail "missing: ${missing[*]}" \
-        "There is no apt-get here. Please install what these Debian packages hold (for PostgreSQL any of 14 to 18 will do," \
+        "There is no apt-get here. Please install what these Debian packages hold (for PostgreSQL any of ${versions[*]} will do," \
         "with its server headers; tell us with PG_CONFIG=/path/to/pg_config), then try again."
     [ "$(id -u)" = 0 ] || has sudo || fail "missing: ${missing[*]}" "Installing them takes root or sudo."
     say "installing ${missing[*]}"

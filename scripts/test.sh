@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Every test: unit, property and #[pg_test] (cargo pgrx test), pg_regress, and the tests in tests/cluster, examples and
 # bench.
-# `test.sh NAME…` runs some of the three: pg_test, regress, cluster.
+# `test.sh NAME…` runs some of the three: pg_test, regress, cluster. CLUSTER_TESTS names programs in tests/cluster to run
+# instead of all, WITHOUT_PURE=1 leaves out what needs no server, DEBUG=1 takes a library with Rust's assertions on, which
+# builds quicker and runs slower.
 source "$(dirname "$0")/common.sh"
 find_pg_config
 find_server_copy
@@ -16,6 +18,7 @@ part() {
     say "$name"
     "$@" 2>&1 | tee "$logs/$name" || { result=FAILED && failed=yes; }
     summary+=("$(printf '%-8s %s  %s (%s s)' "$name" "$result" "$(count "$logs/$name")" $((SECONDS - started)))")
+    echo "${summary[-1]}" >>"$logs/summary"
 }
 
 # Adds up cargo's and pg_regress's own summaries.
@@ -23,7 +26,11 @@ count() {
     awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
          /^(test|ok) .* ok / || /^ok [0-9]/ { regress++ }
          /^(test|not ok) .* FAILED / || /^not ok [0-9]/ { broken++ }
-         END { printf "%d passed, %d failed, %d ignored", passed + regress, failed + broken, ignored }' "$1"
+         /^not run: / { missing++ }
+         END {
+             printf "%d passed, %d failed, %d ignored", passed + regress - missing, failed + broken, ignored
+             if (missing) printf ", %d not run for what this server lacks", missing
+         }' "$1"
 }
 
 # pgrx starts a server of its own. It needs a folder with a short path (its socket lies there), and an owner that is
@@ -35,14 +42,16 @@ pg_test() {
         chown postgres "$dir"
         runas=(--runas postgres)
     fi
-    USER=$(id -un) cargo pgrx test "pg$pg_major" "${runas[@]}" --pgdata "$dir" || status=$?
+    USER=$(id -un) cargo pgrx test "pg$pg_major" ${WITHOUT_PURE:+tests::tests} "${runas[@]}" --pgdata "$dir" || status=$?
     rm -rf "$dir"
     return $status
 }
 
-# The tests below want the extension as users get it, without pgrx's test functions.
+# The tests below want the extension without pgrx's test functions, and as users get it but for DEBUG.
 release() {
-    cargo pgrx install --release --pg-config "$server_pg_config" &&
+    local profile=(--release)
+    [ -z "${DEBUG:-}" ] || profile=()
+    cargo pgrx install "${profile[@]}" --pg-config "$server_pg_config" &&
         PG_CONFIG="$server_pg_config" cargo build --profile client -p pg_zdd_cluster --all-targets
 }
 
@@ -71,10 +80,13 @@ pg_regress() {
 }
 
 cluster() {
-    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples -p pg_zdd_bench \
-        --no-fail-fast
+    local packages=(-p pg_zdd_cluster) tests
+    read -ra tests <<<"${CLUSTER_TESTS:-}"
+    [ ${#tests[@]} -gt 0 ] || packages+=(-p pg_zdd_examples -p pg_zdd_bench)
+    PG_CONFIG="$server_pg_config" cargo test --profile client "${packages[@]}" "${tests[@]/#/--test=}" --no-fail-fast
 }
 
+rm -f "$logs/summary"
 wanted=("$@")
 [ ${#wanted[@]} -gt 0 ] || wanted=(pg_test regress cluster)
 for name in "${wanted[@]}"; do

@@ -23,6 +23,9 @@ pub enum Error {
     ColumnConstraint {
         column: String,
     },
+    NamedNotNull {
+        column: String,
+    },
     TableConstraint,
     DuplicateTarget {
         column: String,
@@ -441,6 +444,12 @@ impl Error {
             )
             .detail("Allowed are a type, COLLATE, NOT NULL and DEFAULT.")
             .hint("Add other constraints after the contract."),
+            NamedNotNull { column } => parts(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("NOT NULL of column \"{column}\" has a name or NO INHERIT, which a change cannot carry"),
+            )
+            .detail("The contract sets NOT NULL on the column of the table and of all its partitions and children.")
+            .hint("Write NOT NULL alone. From PostgreSQL 18 on it can be renamed after the contract."),
             TableConstraint => parts(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "the columns have a table constraint")
                 .detail("Allowed are column definitions with a type, COLLATE, NOT NULL and DEFAULT.")
                 .hint("Add other constraints after the contract."),

@@ -46,9 +46,12 @@ pub extern "C-unwind" fn _PG_init() {
     if pg::shmem::is_preloading() {
         pg::shmem::install();
         pg::hook::install();
-        usage::worker::register();
     }
-    worker::register_launcher();
+    // Whatever they wrote meanwhile would be lost.
+    if pg::shmem::is_preloading() && !pg::worker::is_upgrading() {
+        usage::worker::register();
+        worker::register_launcher();
+    }
 }
 
 /// Needed by `cargo pgrx test`.

@@ -13,6 +13,7 @@ use crate::pg::lock::tree;
 use crate::pg::security::query_strings;
 use crate::pg::session::Session;
 use crate::pg::table::{Table, new_index_name};
+use crate::pg::version::VACUUM_ONLY;
 
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
 /// it. Where the backfill has a limit, it goes at the pace of autovacuum.
@@ -23,7 +24,8 @@ pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Resu
     let columns = ddl::column_list(&targets);
     let delay = if change.max_rows_per_second > 0 { "'2ms'" } else { "DEFAULT" };
     session.top_level(owner, &format!("SET vacuum_cost_delay = {delay}"))?;
-    session.top_level(owner, &format!("VACUUM (SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON) {name} ({columns})"))
+    let options = "SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON";
+    session.top_level(owner, &format!("VACUUM ({options}) {VACUUM_ONLY}{name} ({columns})"))
 }
 
 /// Builds the indexes that are not there yet, in the table and all its partitions or children, while reads and writes go

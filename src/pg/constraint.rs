@@ -82,9 +82,6 @@ impl ConstraintTriggers {
         let null = std::ptr::null_mut();
         // SAFETY: the caller vouches for the row, `begin` for the rest; the row is not moved between partitions.
         unsafe {
-            #[cfg(feature = "pg14")]
-            pg_sys::ExecARUpdateTriggers(self.state, self.result, old, null, new, doubts, std::ptr::null_mut());
-            #[cfg(not(feature = "pg14"))]
             pg_sys::ExecARUpdateTriggers(
                 self.state,
                 self.result,
@@ -131,7 +128,6 @@ fn kind(trigger: &pg_sys::Trigger) -> Kind {
     // AFTER UPDATE, for each row.
     const WANTED: u32 = pg_sys::TRIGGER_TYPE_ROW | pg_sys::TRIGGER_TYPE_UPDATE;
     const DECISIVE: u32 = WANTED | pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD;
-    // PostgreSQL 14 calls what a partition has from its parent internal too, so that the function must tell.
     if !trigger.tgisinternal || trigger.tgtype as u32 & DECISIVE != WANTED {
         return Kind::Other;
     }

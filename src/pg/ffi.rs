@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-mod raw {
+pub(super) mod raw {
     use pgrx::pg_sys;
 
     /// How PostgreSQL's Subscription begins.
@@ -13,7 +13,6 @@ mod raw {
     pub struct Subscription {
         oid: pg_sys::Oid,
         database: pg_sys::Oid,
-        #[cfg(not(feature = "pg14"))]
         skip: pg_sys::XLogRecPtr,
         pub name: *const core::ffi::c_char,
     }
@@ -25,10 +24,10 @@ mod raw {
         pub static MySubscription: *const Subscription;
         pub static bytea_output: core::ffi::c_int;
         pub static xmloption: core::ffi::c_int;
-        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        #[cfg(feature = "pg15")]
         pub fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void)
         -> bool;
-        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        #[cfg(not(feature = "pg15"))]
         pub fn expression_tree_walker_impl(
             node: *mut pg_sys::Node,
             walker: Walker,
@@ -46,6 +45,14 @@ mod raw {
         pub fn die(signal: core::ffi::c_int);
         pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
         pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
+        #[cfg(feature = "pg18")]
+        pub fn expand_generated_columns_in_expr(
+            node: *mut pg_sys::Node,
+            relation: pg_sys::Relation,
+            number: core::ffi::c_int,
+        ) -> *mut pg_sys::Node;
+        #[cfg(feature = "pg18")]
+        pub fn build_generation_expression(relation: pg_sys::Relation, column: core::ffi::c_int) -> *mut pg_sys::Node;
         pub fn ExecComputeStoredGenerated(
             result: *mut pg_sys::ResultRelInfo,
             state: *mut pg_sys::EState,
@@ -57,16 +64,8 @@ mod raw {
 
 pub use raw::Walker;
 
-/// # Safety
-/// `node` is NULL or an expression, and the walker takes this context.
-pub unsafe fn walk_children(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void) -> bool {
-    #[cfg(any(feature = "pg14", feature = "pg15"))]
-    use raw::expression_tree_walker as walk;
-    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-    use raw::expression_tree_walker_impl as walk;
-    // SAFETY: the caller keeps the C function's contract.
-    unsafe { pg_guard_ffi_boundary(|| walk(node, walker, context)) }
-}
+/// Handles a signal.
+pub type Signal = unsafe extern "C-unwind" fn(core::ffi::c_int);
 
 /// Whether a relation is a partition or an inheritance child of another.
 pub fn has_superclass(relation: pg_sys::Oid) -> bool {
@@ -95,7 +94,7 @@ pub fn subscription_name<'s>() -> Option<&'s CStr> {
 }
 
 /// PostgreSQL's handlers for SIGTERM and SIGHUP, as they are: a signal handler must not set up a boundary.
-pub fn signal_handlers() -> [(u32, unsafe extern "C-unwind" fn(core::ffi::c_int)); 2] {
+pub fn signal_handlers() -> [(u32, Signal); 2] {
     [(pg_sys::SIGTERM, raw::die), (pg_sys::SIGHUP, raw::SignalHandlerForConfigReload)]
 }
 

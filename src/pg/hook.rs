@@ -19,7 +19,7 @@ pub fn install() {
     // SAFETY: set in the postmaster's only thread, before anything calls them; the previous ones are kept.
     unsafe {
         if PREVIOUS_CHECK.set(pg_sys::ExecutorCheckPerms_hook).is_ok() {
-            pg_sys::ExecutorCheckPerms_hook = Some(check_permissions);
+            pg_sys::ExecutorCheckPerms_hook = Some(super::version::check_permissions);
         }
         if PREVIOUS_START.set(pg_sys::ExecutorStart_hook).is_ok() {
             pg_sys::ExecutorStart_hook = Some(start_statement);
@@ -61,63 +61,30 @@ pub struct Access {
     pub updated: Columns,
 }
 
-#[cfg(any(feature = "pg14", feature = "pg15"))]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn check_permissions(range_table: *mut pg_sys::List, raise: bool) -> bool {
-    if let Some(previous) = PREVIOUS_CHECK.get().copied().flatten() {
-        // SAFETY: called as PostgreSQL called us.
-        if !unsafe { pg_guard_ffi_boundary(|| previous(range_table, raise)) } {
-            return false;
-        }
+impl Access {
+    /// From the sets that PostgreSQL has.
+    pub(super) fn new(
+        relation: pg_sys::Oid,
+        selected: *const pg_sys::Bitmapset,
+        inserted: *const pg_sys::Bitmapset,
+        updated: *const pg_sys::Bitmapset,
+    ) -> Access {
+        Access { relation, selected: Columns(selected), inserted: Columns(inserted), updated: Columns(updated) }
     }
-    if usage::is_recording() {
-        let mut statement = Statement::default();
-        // SAFETY: a range table is a list of RangeTblEntry nodes.
-        for entry in unsafe { elements::<pg_sys::RangeTblEntry>(range_table) } {
-            // What PostgreSQL has added by itself, such as partitions, asks for no permission.
-            if entry.rtekind == pg_sys::RTEKind::RTE_RELATION && entry.requiredPerms != 0 {
-                statement.touch(&Access {
-                    relation: entry.relid,
-                    selected: Columns(entry.selectedCols),
-                    inserted: Columns(entry.insertedCols),
-                    updated: Columns(entry.updatedCols),
-                });
-            }
-        }
-        statement.count();
-    }
-    true
 }
 
-#[cfg(not(any(feature = "pg14", feature = "pg15")))]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn check_permissions(
-    range_table: *mut pg_sys::List,
-    permissions: *mut pg_sys::List,
-    raise: bool,
-) -> bool {
-    if let Some(previous) = PREVIOUS_CHECK.get().copied().flatten() {
-        // SAFETY: called as PostgreSQL called us.
-        if !unsafe { pg_guard_ffi_boundary(|| previous(range_table, permissions, raise)) } {
-            return false;
-        }
-    }
+/// The hook that was there before ours.
+pub(super) fn previous_check() -> pg_sys::ExecutorCheckPerms_hook_type {
+    PREVIOUS_CHECK.get().copied().flatten()
+}
+
+/// Counts a statement that may do what it wants, for each relation.
+pub(super) fn count<I: Iterator<Item = Access>>(wanted: impl FnOnce() -> I) {
     if usage::is_recording() {
         let mut statement = Statement::default();
-        // SAFETY: a list of RTEPermissionInfo nodes.
-        for entry in unsafe { elements::<pg_sys::RTEPermissionInfo>(permissions) } {
-            if entry.requiredPerms != 0 {
-                statement.touch(&Access {
-                    relation: entry.relid,
-                    selected: Columns(entry.selectedCols),
-                    inserted: Columns(entry.insertedCols),
-                    updated: Columns(entry.updatedCols),
-                });
-            }
-        }
+        wanted().for_each(|access| statement.touch(&access));
         statement.count();
     }
-    true
 }
 
 /// Starts a statement, in which its permissions are checked. If it was counted, so are its rows, when it ends.
@@ -179,7 +146,7 @@ impl Drop for Running {
 ///
 /// # Safety
 /// `list` is NIL or a valid list of pointers to `T` that lives as long as the result is used.
-unsafe fn elements<'l, T: 'l>(list: *mut pg_sys::List) -> impl Iterator<Item = &'l T> {
+pub(super) unsafe fn elements<'l, T: 'l>(list: *mut pg_sys::List) -> impl Iterator<Item = &'l T> {
     // SAFETY: the caller vouches for the list; `length` elements are initialised.
     unsafe {
         let count = list.as_ref().map_or(0, |list| list.length as usize);

@@ -3,8 +3,8 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 
-use super::ffi::walk_children;
 use super::tag;
+use super::version::walk_children;
 
 /// An object of PostgreSQL's catalogs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

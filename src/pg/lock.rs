@@ -188,19 +188,6 @@ pub fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// What pg_stat_activity calls a sleep.
-#[cfg(any(feature = "pg17", feature = "pg18"))]
-fn wait_event() -> u32 {
-    static WAIT_EVENT: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    // SAFETY: PostgreSQL copies the name; asked for it again, by this or another process, it gives the same number.
-    *WAIT_EVENT.get_or_init(|| unsafe { pg_sys::WaitEventExtensionNew(c"ZddSleep".as_ptr()) })
-}
-
-#[cfg(not(any(feature = "pg17", feature = "pg18")))]
-fn wait_event() -> u32 {
-    pg_sys::PG_WAIT_EXTENSION
-}
-
 /// Sleeps, answering cancel requests and shutdowns.
 pub fn sleep(duration: Duration) {
     let deadline = std::time::Instant::now() + duration;
@@ -216,7 +203,7 @@ pub fn sleep(duration: Duration) {
                 pg_sys::MyLatch,
                 (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
                 left.as_millis().max(1) as core::ffi::c_long,
-                wait_event(),
+                super::version::sleep_event(),
             );
             pg_sys::ResetLatch(pg_sys::MyLatch);
         }

@@ -1,5 +1,5 @@
-//! Everything that needs `unsafe`, and what differs between PostgreSQL versions. The rest of the crate calls the safe
-//! functions of these rooms.
+//! Everything that needs `unsafe`, and what differs between PostgreSQL versions (all of it in `version`). The rest of the
+//! crate calls the safe functions of these rooms.
 
 pub mod class;
 pub mod constraint;
@@ -26,6 +26,7 @@ pub mod table;
 pub mod trigger;
 pub mod types;
 pub mod value;
+pub mod version;
 pub mod worker;
 
 use pgrx::pg_sys;
@@ -81,24 +82,13 @@ pub fn reload_settings() {
 /// `node` is a String node.
 pub(crate) unsafe fn node_string<'n>(node: *mut pg_sys::Node) -> &'n core::ffi::CStr {
     // SAFETY: the caller vouches for the node; its string is NUL-terminated.
-    unsafe {
-        #[cfg(feature = "pg14")]
-        let text = (*node.cast::<pg_sys::Value>()).val.str_;
-        #[cfg(not(feature = "pg14"))]
-        let text = (*node.cast::<pg_sys::String>()).sval;
-        core::ffi::CStr::from_ptr(text)
-    }
+    unsafe { core::ffi::CStr::from_ptr((*node.cast::<pg_sys::String>()).sval) }
 }
 
 /// Tells PostgreSQL that settings which begin with "zdd." are ours, so that it warns of misspelt ones.
 pub fn reserve_settings() {
     // SAFETY: the prefix is a constant; PostgreSQL copies it.
-    unsafe {
-        #[cfg(feature = "pg14")]
-        pg_sys::EmitWarningsOnPlaceholders(c"zdd".as_ptr());
-        #[cfg(not(feature = "pg14"))]
-        pg_sys::MarkGUCPrefixReserved(c"zdd".as_ptr());
-    }
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"zdd".as_ptr()) }
 }
 
 /// max_wal_size, in bytes.

@@ -128,17 +128,17 @@ unsafe fn column_definition(column: *mut pg_sys::ColumnDef) -> Result<ColumnDefi
             let message = format!("multiple default values specified for column \"{}\"", definition.name);
             return Err(Error::ColumnSyntax { message });
         }
-        #[cfg(any(feature = "pg14", feature = "pg15"))]
-        let has_storage = false;
-        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-        let has_storage = !(*column).storage_name.is_null();
-        if has_storage || !(*column).compression.is_null() || !(*column).fdwoptions.is_null() {
+        let storage = super::version::storage_name(&*column);
+        if !storage.is_null() || !(*column).compression.is_null() || !(*column).fdwoptions.is_null() {
             return Err(Error::ColumnConstraint { column: definition.name });
         }
         for constraint in constraints {
             use pg_sys::ConstrType;
             match (*constraint).contype {
                 ConstrType::CONSTR_NULL => {}
+                ConstrType::CONSTR_NOTNULL if !(*constraint).conname.is_null() || (*constraint).is_no_inherit => {
+                    return Err(Error::NamedNotNull { column: definition.name });
+                }
                 ConstrType::CONSTR_NOTNULL => definition.not_null = true,
                 ConstrType::CONSTR_DEFAULT => {
                     let name = c_text(&definition.name)?;

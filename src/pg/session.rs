@@ -134,16 +134,7 @@ impl Session {
                 pg_sys::PortalDefineQuery(portal, std::ptr::null(), sql.as_ptr(), tag, plans, std::ptr::null_mut());
                 pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, std::ptr::null_mut());
                 let nowhere = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone);
-                pg_sys::PortalRun(
-                    portal,
-                    core::ffi::c_long::MAX,
-                    true,
-                    #[cfg(not(feature = "pg18"))]
-                    true,
-                    nowhere,
-                    nowhere,
-                    std::ptr::null_mut(),
-                );
+                super::version::run_portal(portal, nowhere);
                 pg_sys::PortalDrop(portal, false);
             });
             match ran {
@@ -162,10 +153,6 @@ impl Session {
 unsafe fn plan(statement: *mut pg_sys::RawStmt, sql: &CString) -> *mut pg_sys::List {
     // SAFETY: the caller vouches for the statement.
     unsafe {
-        #[cfg(feature = "pg14")]
-        let queries =
-            pg_sys::pg_analyze_and_rewrite(statement, sql.as_ptr(), std::ptr::null_mut(), 0, std::ptr::null_mut());
-        #[cfg(not(feature = "pg14"))]
         let queries = pg_sys::pg_analyze_and_rewrite_fixedparams(
             statement,
             sql.as_ptr(),

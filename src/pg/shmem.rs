@@ -17,7 +17,6 @@ const INIT_LOCK: usize = 21;
 type Hook = Option<unsafe extern "C-unwind" fn()>;
 
 static PREVIOUS_STARTUP: OnceLock<Hook> = OnceLock::new();
-#[cfg(not(feature = "pg14"))]
 static PREVIOUS_REQUEST: OnceLock<Hook> = OnceLock::new();
 
 /// Where it is, in this process: forked ones inherit it.
@@ -45,9 +44,6 @@ pub fn is_preloading() -> bool {
 pub fn install() {
     // SAFETY: hooks are set in the postmaster's only thread, before anything calls them; the previous ones are kept.
     unsafe {
-        #[cfg(feature = "pg14")]
-        ask();
-        #[cfg(not(feature = "pg14"))]
         if PREVIOUS_REQUEST.set(pg_sys::shmem_request_hook).is_ok() {
             pg_sys::shmem_request_hook = Some(request);
         }
@@ -67,7 +63,6 @@ unsafe fn ask() {
     }
 }
 
-#[cfg(not(feature = "pg14"))]
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn request() {
     // SAFETY: calls the hook that was there before us as PostgreSQL would, then asks at the time for it.

@@ -15,6 +15,7 @@ use super::inspect::is_constant;
 use super::lock::{LockMode, RowLock};
 use super::page::Destinations;
 use super::value::Value;
+use super::version;
 use crate::error::Error;
 
 /// Where a row version is.
@@ -559,10 +560,7 @@ impl<'t> Writer<'t> {
             let (state, slot) = (self.state, self.new);
             let mut failure: pg_sys::TM_FailureData = std::mem::zeroed();
             let mut lock_mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
-            #[cfg(any(feature = "pg14", feature = "pg15"))]
-            let mut indexes = false;
-            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-            let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+            let mut indexes = version::NO_INDEXES;
             let result = pg_guard_ffi_boundary(|| {
                 update(
                     relation,
@@ -578,44 +576,16 @@ impl<'t> Writer<'t> {
                 )
             });
             if result == pg_sys::TM_Result::TM_Ok {
-                let has_indexes = (*self.result).ri_NumIndices > 0;
-                let doubts = if has_indexes { self.insert_index_entries(indexes) } else { std::ptr::null_mut() };
+                let doubts = if (*self.result).ri_NumIndices > 0 && indexes != version::NO_INDEXES {
+                    version::insert_index_entries(self.result, slot, state, indexes)
+                } else {
+                    std::ptr::null_mut()
+                };
                 if let Some(triggers) = &self.triggers {
                     triggers.queue(tid, slot, doubts);
                 }
             }
             result
-        }
-    }
-
-    /// Gives the indexes of constraints that can be deferred and may be violated.
-    #[cfg(any(feature = "pg14", feature = "pg15"))]
-    unsafe fn insert_index_entries(&mut self, needed: bool) -> *mut pg_sys::List {
-        if !needed {
-            return std::ptr::null_mut();
-        }
-        let (null, none) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: as in `write`; indexes were opened in `new`.
-        unsafe { pg_sys::ExecInsertIndexTuples(self.result, self.new, self.state, true, false, null, none) }
-    }
-
-    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-    unsafe fn insert_index_entries(&mut self, needed: pg_sys::TU_UpdateIndexes::Type) -> *mut pg_sys::List {
-        if needed == pg_sys::TU_UpdateIndexes::TU_None {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: as in `write`; indexes were opened in `new`.
-        unsafe {
-            pg_sys::ExecInsertIndexTuples(
-                self.result,
-                self.new,
-                self.state,
-                true,
-                false,
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                needed == pg_sys::TU_UpdateIndexes::TU_Summarizing,
-            )
         }
     }
 }
@@ -649,12 +619,7 @@ impl Checks {
     /// `state` lives as long as the result.
     unsafe fn new(table: &Table, written: &[i16], state: *mut pg_sys::EState) -> Checks {
         let attributes = table.attributes();
-        let not_null = attributes
-            .iter()
-            .filter(|(_, attribute)| attribute.not_null && written.contains(&attribute.number))
-            .map(|(_, attribute)| attribute.number)
-            .collect();
-        let (mut expressions, mut partition) = (Vec::new(), false);
+        let (mut expressions, mut not_null, mut partition) = (Vec::new(), Vec::new(), false);
         // SAFETY: the array has `num_check` elements, each with its expression as text that PostgreSQL wrote.
         unsafe {
             // Number 0 stands for the whole row.
@@ -668,10 +633,25 @@ impl Checks {
             }
             let constraints = (*(*table.raw()).rd_att).constr;
             let count = if constraints.is_null() { 0 } else { (*constraints).num_check as usize };
-            for index in 0..count {
-                let expression = pg_sys::stringToNode((*(*constraints).check.add(index)).ccbin);
-                if concerns(expression.cast()) {
+            for check in (0..count).map(|index| &*(*constraints).check.add(index)) {
+                let expression = version::expand_generated(pg_sys::stringToNode(check.ccbin).cast(), table.raw());
+                if version::is_enforced(check) && concerns(expression) {
                     expressions.push(pg_sys::ExecPrepareExpr(expression.cast(), state));
+                }
+            }
+            for (_, attribute) in attributes.iter().filter(|(_, attribute)| attribute.not_null) {
+                let expression = version::virtual_expression(table.raw(), attribute.number);
+                if expression.is_null() {
+                    if written.contains(&attribute.number) {
+                        not_null.push(attribute.number);
+                    }
+                } else if concerns(expression) {
+                    let test = pg_sys::palloc0(size_of::<pg_sys::NullTest>()).cast::<pg_sys::NullTest>();
+                    (*test).xpr.type_ = pg_sys::NodeTag::T_NullTest;
+                    (*test).arg = expression.cast();
+                    (*test).nulltesttype = pg_sys::NullTestType::IS_NOT_NULL;
+                    (*test).location = -1;
+                    expressions.push(pg_sys::ExecPrepareExpr(test.cast(), state));
                 }
             }
         }

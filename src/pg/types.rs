@@ -268,8 +268,8 @@ fn fit(base: pg_sys::Oid, typmod: i32) -> Fit {
         pg_sys::NUMERICOID => Fit::Numeric {
             precision_scale: (typmod >= HEADER).then(|| {
                 let packed = typmod - HEADER;
-                // From PostgreSQL 15 on the scale is 11 bits with a sign.
-                let scale = if cfg!(feature = "pg14") { packed & 0xffff } else { ((packed & 0x7ff) ^ 0x400) - 0x400 };
+                // The scale is 11 bits with a sign.
+                let scale = ((packed & 0x7ff) ^ 0x400) - 0x400;
                 ((packed >> 16) & 0xffff, scale)
             }),
         },

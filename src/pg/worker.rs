@@ -47,12 +47,18 @@ pub fn is_background_worker() -> bool {
     unsafe { !pg_sys::MyBgworkerEntry.is_null() }
 }
 
-/// Asks for a worker that carries out an order. `false` when no slot is free. Raises no error, so that it can be called
+/// Whether the server was started by pg_upgrade, which knows of no other process that writes: what it has not seen is lost.
+pub fn is_upgrading() -> bool {
+    // SAFETY: reads a variable that the postmaster sets before it loads libraries.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
+/// Asks for a worker that carries out an order. `false` when no slot is free, or the server is being upgraded. Raises no error, so that it can be called
 /// while a transaction ends.
 pub fn register(order: Order, type_name: &CStr, title: &CStr) -> bool {
     let mut worker = describe_order(order, type_name, title);
     // SAFETY: the worker is fully described; PostgreSQL copies it.
-    unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
+    !is_upgrading() && unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
 }
 
 /// As `register`, but waits for the worker to end, up to so long.
@@ -62,7 +68,7 @@ pub fn run(order: Order, type_name: &CStr, title: &CStr, patience: Duration) -> 
     // SAFETY: the worker is fully described; PostgreSQL makes the handle, which is freed here.
     unsafe {
         let mut handle = std::ptr::null_mut();
-        if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
+        if is_upgrading() || !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
             return false;
         }
         let mut pid = 0;
@@ -85,12 +91,8 @@ fn describe_order(order: Order, type_name: &CStr, title: &CStr) -> pg_sys::Backg
     worker
 }
 
-/// Asks for the launcher, if the library is being loaded at the start of the server.
+/// Asks for the launcher, while the server preloads the library.
 pub fn register_launcher(type_name: &CStr) {
-    // SAFETY: reads a backend variable.
-    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
-        return;
-    }
     let mut worker = describe(c"zdd_launcher_main", type_name, type_name);
     worker.bgw_restart_time = 5;
     // SAFETY: the worker is fully described; PostgreSQL copies it.
@@ -237,17 +239,21 @@ pub unsafe extern "C-unwind" fn zdd_launcher_main(_argument: pg_sys::Datum) {
     unsafe {
         answer_signals();
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        ignore_settings_for_clients();
     }
     crate::worker::launch(&Session::of_worker());
 }
 
 /// What a database or a role is set to for the sake of its clients must not make a worker fail.
 unsafe fn ignore_settings_for_clients() {
-    for (name, value) in [
-        (c"lock_timeout", c"0"),
+    let limits = super::version::TIMEOUTS.iter().map(|name| (*name, c"0"));
+    for (name, value) in limits.chain([
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
-    ] {
+        (c"role", c"none"),
+        // Foreign keys are checked, whatever clients do without.
+        (c"session_replication_role", c"origin"),
+    ]) {
         // SAFETY: the strings are NUL-terminated and PostgreSQL copies them.
         unsafe {
             pg_sys::SetConfigOption(
@@ -266,10 +272,7 @@ unsafe fn answer_signals() {
     // SAFETY: the handlers are PostgreSQL's own for sessions.
     unsafe {
         for (signal, handler) in super::ffi::signal_handlers() {
-            #[cfg(not(feature = "pg18"))]
-            pg_sys::pqsignal(signal as i32, Some(handler));
-            #[cfg(feature = "pg18")]
-            pg_sys::pqsignal_be(signal as i32, Some(handler));
+            super::version::handle_signal(signal, handler);
         }
         pg_sys::BackgroundWorkerUnblockSignals();
     }
@@ -289,12 +292,10 @@ pub fn follow_configuration() {
 /// Says in pg_stat_activity and in the process title what the worker does; `None` when it does nothing.
 pub fn show_activity(what: Option<&str>) {
     let text = CString::new(what.unwrap_or_default()).unwrap_or_default();
-    // SAFETY: both copy the text.
-    unsafe {
-        let state = if what.is_some() { pg_sys::BackendState::STATE_RUNNING } else { pg_sys::BackendState::STATE_IDLE };
-        pg_sys::pgstat_report_activity(state, text.as_ptr());
-        pg_sys::set_ps_display(text.as_ptr());
-    }
+    let state = if what.is_some() { pg_sys::BackendState::STATE_RUNNING } else { pg_sys::BackendState::STATE_IDLE };
+    // SAFETY: PostgreSQL copies the text.
+    unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) };
+    super::version::set_process_title(&text);
 }
 
 /// The databases that one can connect to, templates left out, read in a transaction of the launcher.

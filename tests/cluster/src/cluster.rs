@@ -23,6 +23,9 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("log_line_prefix", "%m [%p] %q%a "),
 ];
 
+/// Which of these is the default depends on the version, and pg_upgrade wants the same on both sides.
+const UPGRADABLE: &[&str] = &["--data-checksums"];
+
 /// A path longer than this makes no unix socket (sun_path has 108 bytes, the socket's own name takes 16).
 const MAX_SOCKET_DIR: usize = 80;
 
@@ -74,23 +77,49 @@ struct Owner {
 impl Cluster {
     /// Makes a cluster and starts it. `conf` are lines of postgresql.conf.
     pub fn start(conf: &[(&str, &str)]) -> Result<Cluster> {
-        let cluster = Cluster::empty()?;
-        cluster.run(cluster.server_tool("initdb").arg("-D").arg(cluster.pgdata()).args([
+        let cluster = Cluster::empty(bin_dir()?)?;
+        cluster.init(&[])?;
+        cluster.start_at_own_socket(conf)
+    }
+
+    fn init(&self, more: &[&str]) -> Result<()> {
+        let mut init = self.server_tool("initdb");
+        init.arg("-D").arg(self.pgdata()).args([
             "--username=postgres",
             "--auth=trust",
             "--encoding=UTF8",
             "--locale=C.UTF-8",
             "--no-sync",
             "--no-instructions",
-        ]))?;
-        cluster.configure(DEFAULTS)?;
+        ]);
+        self.run(init.args(more))?;
+        self.configure(DEFAULTS)
+    }
+
+    /// A server that `upgraded` can make a new one of: of the version of `PG_ZDD_UPGRADE_FROM`, a pg_config, if that is set.
+    pub fn start_old(conf: &[(&str, &str)]) -> Result<Cluster> {
+        let from = std::env::var_os("PG_ZDD_UPGRADE_FROM").filter(|given| !given.is_empty());
+        let cluster = Cluster::empty(from.map_or_else(bin_dir, |pg_config| bin_dir_of(&pg_config))?)?;
+        cluster.init(UPGRADABLE)?;
         cluster.start_at_own_socket(conf)
+    }
+
+    /// What pg_upgrade makes of this server, which must be stopped, and stays as it is; started with `conf`.
+    pub fn upgraded(&self, conf: &[(&str, &str)]) -> Result<Cluster> {
+        let new = Cluster::empty(bin_dir()?)?;
+        new.init(UPGRADABLE)?;
+        new.configure(conf)?;
+        let mut upgrade = new.server_tool("pg_upgrade");
+        upgrade.arg("-d").arg(self.pgdata()).arg("-D").arg(new.pgdata());
+        upgrade.arg("-b").arg(&self.bin).arg("-B").arg(&new.bin);
+        new.run(upgrade.arg("-s").arg(new.socket_dir()).args(["-U", "postgres", "--no-sync"]))?;
+        new.start_at_own_socket(&[])
     }
 
     /// Makes a streaming standby of this server and starts it. It has this server's settings, but for `conf`. This server
     /// knows it by its `cluster_name`.
     pub fn standby(&self, conf: &[(&str, &str)]) -> Result<Cluster> {
-        let standby = Cluster::empty()?;
+        let standby = Cluster::empty(self.bin.clone())?;
         let mut copy = standby.server_tool("pg_basebackup");
         copy.arg("-D").arg(standby.pgdata()).arg("-h").arg(self.socket_dir());
         standby.run(copy.args(["-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"]))?;
@@ -98,8 +127,7 @@ impl Cluster {
     }
 
     /// A folder, and who cleans it up.
-    fn empty() -> Result<Cluster> {
-        let bin = bin_dir()?;
+    fn empty(bin: PathBuf) -> Result<Cluster> {
         let owner = if geteuid().is_root() { Some(Owner::of("postgres")?) } else { None };
         let dir = make_dir(owner)?;
         // The janitor comes first, so that a failure later leaves nothing behind either.
@@ -332,7 +360,11 @@ fn bin_dir() -> Result<PathBuf> {
     let debian = "/usr/lib/postgresql/15/bin/pg_config";
     let default = if Path::new(debian).exists() { debian } else { "pg_config" };
     let pg_config = std::env::var_os("PG_CONFIG").filter(|given| !given.is_empty()).unwrap_or_else(|| default.into());
-    let output = Command::new(&pg_config)
+    bin_dir_of(&pg_config)
+}
+
+fn bin_dir_of(pg_config: &std::ffi::OsStr) -> Result<PathBuf> {
+    let output = Command::new(pg_config)
         .arg("--bindir")
         .output()
         .map_err(|e| format!("{}: {e}", pg_config.to_string_lossy()))?;

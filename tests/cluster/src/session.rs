@@ -1,5 +1,6 @@
 //! A connection as tests want it: results are text, and what goes wrong ends the test.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -127,6 +128,31 @@ impl Session {
     pub fn number(&mut self, sql: &str) -> i64 {
         let text = self.text(sql);
         text.parse().unwrap_or_else(|_| panic!("not a number: {text}\n{sql}"))
+    }
+
+    /// PostgreSQL's major version.
+    pub fn major(&mut self) -> i64 {
+        self.number("SELECT current_setting('server_version_num')::int / 10000")
+    }
+
+    /// Whether an extension can be made here. A test that cannot run without it says so.
+    pub fn has_extension(&mut self, name: &str) -> bool {
+        self.has(name, &format!("SELECT count(*) > 0 FROM pg_available_extensions WHERE name = '{name}'"))
+    }
+
+    /// Whether there are collations of ICU here. A test that cannot run without them says so.
+    pub fn has_icu(&mut self) -> bool {
+        self.has("ICU", "SELECT count(*) > 0 FROM pg_collation WHERE collprovider = 'i'")
+    }
+
+    fn has(&mut self, what: &str, sql: &str) -> bool {
+        let has = self.text(sql) == "t";
+        if !has {
+            let thread = std::thread::current();
+            // Not by eprintln!, which tests that pass are not heard with.
+            let _ = writeln!(std::io::stderr(), "not run: {}: no {what} here", thread.name().unwrap_or_default());
+        }
+        has
     }
 
     pub fn pid(&mut self) -> i32 {

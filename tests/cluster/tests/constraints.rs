@@ -258,6 +258,23 @@ fn no_row_is_left_in_a_partition_that_is_not_its_own() {
     assert_eq!(phase(&mut db), "expanding");
 }
 
+/// A worker checks what its database's sessions are set to do without.
+#[test]
+fn a_worker_obeys_foreign_keys_whatever_sessions_do() {
+    let mut db = expanding(
+        &["Elm 1", "Oak 2"],
+        "CREATE TABLE known (name text PRIMARY KEY); INSERT INTO known VALUES ('Elm');
+         ALTER TABLE address ADD CONSTRAINT known FOREIGN KEY (streetname) REFERENCES known",
+    );
+    let name = db.text("SELECT current_database()");
+    db.run(&format!("ALTER DATABASE {name} SET session_replication_role = replica"));
+    db.run("SELECT zdd.start_backfill('address.street')");
+    let error = "SELECT detail->>'error' LIKE '%violates foreign key constraint \"known\"%' FROM zdd.events
+        WHERE event = 'error'";
+    wait_for(&mut db, error, "t");
+    assert_eq!(phase(&mut db), "expanding");
+}
+
 // Row locks
 
 /// Waits until a backfill has had to give way to somebody, or has waited for so long that it does not.

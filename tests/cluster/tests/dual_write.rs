@@ -439,9 +439,6 @@ fn insert_select_and_returning() {
 #[test]
 fn merge() {
     let mut db = address("INSERT INTO address VALUES (1, 'Elm 1'), (2, 'Oak 2'), (3, 'Ash 3')", "");
-    if db.number("SHOW server_version_num") < 150_000 {
-        return;
-    }
     db.run(
         "MERGE INTO address AS a USING (VALUES (1, 'Elm 9'), (4, 'Fir 4')) AS v (id, street) ON a.id = v.id
          WHEN MATCHED THEN UPDATE SET street = v.street
@@ -862,7 +859,9 @@ fn citext_source() {
         ("UPDATE t SET old = 'eLm 1', a = 'ELM'", "ELM 1|ELM|1"),
     ];
     let case = Typed { old: "citext", columns: "a citext, b text", before: "Elm 1", writes: &writes };
-    typed("CREATE EXTENSION citext", case);
+    if Session::new().has_extension("citext") {
+        typed("CREATE EXTENSION citext", case);
+    }
 }
 
 #[test]
@@ -875,7 +874,9 @@ fn nondeterministic_collation() {
     ];
     let case =
         Typed { old: "text COLLATE blind", columns: "a text COLLATE blind, b text", before: "Elm 1", writes: &writes };
-    typed(collation, case);
+    if Session::new().has_icu() {
+        typed(collation, case);
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! pg_dump and restore of a database with changes in flight: they go on where they were.
+//! pg_dump and restore of a database with changes in flight, and pg_upgrade of the server: they go on where they were.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use pg_zdd_cluster::address::{address, check_expanded, wait_for_rows};
 use pg_zdd_cluster::session::{Session, shared_cluster};
-use pg_zdd_cluster::wait_until;
+use pg_zdd_cluster::{Cluster, Stop, wait_until};
 
 const ROWS: i64 = 3000;
 
@@ -36,9 +37,8 @@ fn backfill_half(db: &mut Session, table: &str) {
     assert!((10..ROWS).contains(&left), "{left} rows are pending");
 }
 
-/// A database with a change in each phase, and on each kind of table.
-fn in_flight() -> Session {
-    let mut db = Session::new();
+/// Changes in each phase, and on each kind of table.
+fn in_flight(db: &mut Session) {
     db.run(&format!(
         "CREATE TABLE half (id int PRIMARY KEY, street text NOT NULL);
          CREATE TABLE done (id int PRIMARY KEY, street text);
@@ -58,16 +58,15 @@ fn in_flight() -> Session {
          INSERT INTO child SELECT * FROM half WHERE id % 2 = 1"
     ));
     for table in ["half", "done", "fenced", "parted", "family"] {
-        split(&mut db, table);
+        split(db, table);
     }
     for table in ["done", "fenced"] {
         db.run(&format!("CALL zdd.backfill('{table}.street')"));
     }
     db.run("SELECT zdd.fence('fenced.street')");
     for table in ["half", "parted", "family"] {
-        backfill_half(&mut db, table);
+        backfill_half(db, table);
     }
-    db
 }
 
 const CATALOG: &str = "SELECT change, relation, source, targets, phase, phase_since, rule, started_at, started_by
@@ -80,7 +79,10 @@ const TRIGGERS: &str = "SELECT tgrelid::regclass::text, tgname, tgenabled, tgpar
 fn pipe(mut from: Command, mut to: Command) {
     let mut from = from.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     to.stdin(from.stdout.take().unwrap()).stdout(Stdio::null());
-    let to = to.output().unwrap();
+    let output = to.output().unwrap();
+    // It has an end of the pipe too. Were it open, the writer would never hear that nobody reads any more.
+    drop(to);
+    let to = output;
     let from = from.wait_with_output().unwrap();
     for output in [from, to] {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -115,15 +117,24 @@ fn both_write(db: &mut Session, table: &str) {
     assert_eq!(db.text(&rows), "Elm 6b|Elm|6b\nYew 4|Yew|4\nAsh 5b|Ash|5b\nFir 3|Fir|3", "{table}");
 }
 
+/// Where the changes of `in_flight` are.
+fn state(db: &mut Session) -> Vec<String> {
+    let pending = |table: &&str| format!("SELECT pending FROM zdd.verify('{table}.street')");
+    let pending: Vec<String> = ["half", "parted", "family"].iter().map(pending).collect();
+    let queries = [CATALOG, EVENTS, TRIGGERS].map(str::to_owned);
+    queries.iter().chain(&pending).map(|sql| db.text(sql)).collect()
+}
+
 fn goes_on(dump: &[&str], program: &str, arguments: &[&str]) {
-    let mut db = in_flight();
+    let mut db = Session::new();
+    in_flight(&mut db);
     let mut copy = restore(&mut db, dump, program, arguments);
-    for sql in [CATALOG, EVENTS, TRIGGERS] {
-        assert_eq!(copy.text(sql), db.text(sql));
-    }
-    for table in ["half", "parted", "family"] {
-        assert_eq!(pending(&mut copy, table), pending(&mut db, table), "{table}");
-    }
+    assert_eq!(state(&mut copy), state(&mut db));
+    goes_on_to_the_end(copy);
+}
+
+/// What `in_flight` has begun is what it was, and can be brought to its end.
+fn goes_on_to_the_end(mut copy: Session) {
     for table in ["half", "done", "fenced", "parted", "family"] {
         both_write(&mut copy, table);
         // The guard is on again.
@@ -183,4 +194,35 @@ fn the_owner_goes_on() {
     owner.run("CALL zdd.contract('address.street', force => true)");
     assert_eq!(owner.text("SELECT * FROM address WHERE id = 7"), "7|Elm|7");
     assert_eq!(owner.text("SELECT event FROM zdd.events ORDER BY at LIMIT 1"), "expanding");
+}
+
+#[test]
+fn pg_upgrade() {
+    let settings = [("shared_preload_libraries", "pg_zdd"), ("zdd.auto_resume", "off")];
+    let old = Cluster::start_old(&settings).expect("a cluster");
+    let mut db = Session::on(&old);
+    in_flight(&mut db);
+    let before = state(&mut db);
+    old.stop(Stop::Fast).expect("a shutdown");
+    let new = old.upgraded(&settings).expect("an upgrade");
+    let mut copy = db.at(&new);
+    assert_eq!(state(&mut copy), before);
+    goes_on_to_the_end(copy);
+}
+
+/// pg_upgrade starts the old server and copies it. What somebody wrote into it meanwhile would be lost.
+#[test]
+fn nobody_works_while_pg_upgrade_does() {
+    const ROWS: i32 = 100_000;
+    let settings = [("shared_preload_libraries", "pg_zdd"), ("zdd.launcher_naptime", "1s")];
+    let old = Cluster::start_old(&settings).expect("a cluster");
+    let mut db = address(Session::on(&old), ROWS);
+    db.run("SELECT zdd.start_backfill('address.street')");
+    wait_for_rows(&mut db, 1000);
+    old.stop(Stop::Fast).expect("a shutdown");
+    let new = old.upgraded(&settings).expect("an upgrade");
+    let mut db = db.at(&new);
+    db.run("SELECT zdd.alter_change('address.street', max_rows_per_second => 0)");
+    db.run("CALL zdd.wait_for('address.street', 'expanded', '60 s')");
+    check_expanded(&mut db, ROWS.into(), ROWS.into());
 }

@@ -23,7 +23,7 @@ fn primary(conf: &[(&str, &str)]) -> Cluster {
 /// Waits until a standby has replayed all that its primary has written by now.
 #[track_caller]
 fn wait_for_replay(primary: &mut Session, standby: &mut Session) {
-    let written = primary.text("SELECT pg_current_wal_lsn()");
+    let written = primary.text("SELECT pg_current_wal_insert_lsn()");
     wait_for(standby, &format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"), "t");
 }
 

@@ -192,10 +192,6 @@ fn insert() {
 
 #[test]
 fn merge() {
-    let (mut db, _) = expanded();
-    if db.number("SELECT current_setting('server_version_num')::int / 10000") < 15 {
-        return;
-    }
     sql(
         "MERGE INTO address AS a USING (VALUES (1)) AS v (id) ON a.id = v.id
          WHEN MATCHED THEN UPDATE SET housenumber = '1' WHEN NOT MATCHED THEN INSERT (id) VALUES (v.id)",
@@ -965,22 +961,15 @@ fn logical_replication_apply() {
         replica.text(shown),
         "feed|postgres|old|0|0|0|0|(logical replication)\nfeed|postgres|new|0|0|0|0|(logical replication)"
     );
-    if db.number("SELECT current_setting('server_version_num')::int / 10000") >= 15 {
-        // A publisher that no longer sends the old column does not write it.
-        db.run("ALTER PUBLICATION p SET TABLE address (id, city, streetname, housenumber)");
-        db.run(
-            "UPDATE address SET streetname = 'Fir' WHERE id = 1; INSERT INTO address (id, street) VALUES (51, 'Ivy 1')",
-        );
-        arrived(
-            &mut replica,
-            "SELECT count(*) = 1 FROM address WHERE address IS NOT DISTINCT FROM (51, NULL, NULL, 'Ivy', '1')::address",
-        );
-        arrived(
-            &mut replica,
-            "SELECT count(*) = 1 FROM address WHERE address = (1, 'Oak 1', 'X', 'Fir', '1')::address",
-        );
-        assert_eq!(replica.text(shown), "feed|postgres|new|0|2|2|0|(logical replication)");
-    }
+    // A publisher that no longer sends the old column does not write it.
+    db.run("ALTER PUBLICATION p SET TABLE address (id, city, streetname, housenumber)");
+    db.run("UPDATE address SET streetname = 'Fir' WHERE id = 1; INSERT INTO address (id, street) VALUES (51, 'Ivy 1')");
+    arrived(
+        &mut replica,
+        "SELECT count(*) = 1 FROM address WHERE address IS NOT DISTINCT FROM (51, NULL, NULL, 'Ivy', '1')::address",
+    );
+    arrived(&mut replica, "SELECT count(*) = 1 FROM address WHERE address = (1, 'Oak 1', 'X', 'Fir', '1')::address");
+    assert_eq!(replica.text(shown), "feed|postgres|new|0|2|2|0|(logical replication)");
     assert!(replica.error(CONTRACT).contains("subscription \"feed\""));
     replica
         .run("ALTER SUBSCRIPTION feed DISABLE; ALTER SUBSCRIPTION feed SET (slot_name = NONE); DROP SUBSCRIPTION feed");
@@ -1183,6 +1172,9 @@ fn a_contract_does_not_trust_a_record_of_which_something_is_lost() {
 fn hooks_are_chained() {
     let pkglib = std::process::Command::new(cluster().bin_dir().join("pg_config")).arg("--pkglibdir").output().unwrap();
     let pkglib = String::from_utf8(pkglib.stdout).unwrap();
+    if !Session::on(cluster()).has_extension("pg_stat_statements") {
+        return;
+    }
     let has_pgaudit = std::path::Path::new(pkglib.trim()).join("pgaudit.so").exists();
     let mut libraries = vec!["pg_stat_statements", "auto_explain", "pg_zdd"];
     if has_pgaudit {
@@ -1216,7 +1208,7 @@ fn hooks_are_chained() {
         assert_eq!(db.text(calls), "1|1|t", "{order}");
         let log = std::fs::read_to_string(cluster.log()).unwrap();
         assert!(log.contains("Query Text: SELECT street FROM address WHERE id = 1"), "{order}");
-        assert!(!log.contains("duration: 0.000 ms  plan:"), "{order}");
+        assert!(!log.contains("duration: 0.000 ms  plan:\n\tQuery Text: SELECT street FROM address"), "{order}");
         assert_eq!(log.contains("AUDIT: SESSION"), has_pgaudit, "{order}");
         assert!(log.contains("column \"street\" does not exist"), "{order}");
     }

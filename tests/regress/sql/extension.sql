@@ -1,21 +1,22 @@
 \i tests/regress/preamble.sql
 -- What CREATE EXTENSION makes, and what PUBLIC may do with it.
 reset session authorization;
-\dx pg_zdd
-select pg_describe_object(classid, objid, 0) as object
+select extname as name, extversion as version, extnamespace::regnamespace as schema, extrelocatable as relocatable,
+    obj_description(oid, 'pg_extension') as description
+from pg_extension
+where extname = 'pg_zdd';
+-- From PostgreSQL 17 on a table's row types belong to the extension too.
+create view regress.member as
+select pg_describe_object(classid, objid, 0) as object, obj_description(objid, classid::regclass::text) as comment
 from pg_depend
 where refclassid = 'pg_extension'::regclass
     and refobjid = (select oid from pg_extension where extname = 'pg_zdd')
-    and deptype = 'e'
-order by 1;
+    and deptype = 'e' and classid <> 'pg_type'::regclass;
+select object from regress.member order by 1;
 
 -- Everything that users see has a comment.
-select pg_describe_object(classid, objid, 0) as without_a_comment
-from pg_depend
-where refclassid = 'pg_extension'::regclass
-    and refobjid = (select oid from pg_extension where extname = 'pg_zdd')
-    and deptype = 'e' and obj_description(objid, classid::regclass::text) is null
-order by 1;
+select object as without_a_comment from regress.member where comment is null order by 1;
+drop view regress.member;
 
 -- Functions: who may execute them, with whose rights, and with what search_path.
 select oid::regprocedure as function, prosecdef as security_definer, proconfig as settings,
