@@ -324,13 +324,15 @@ fn start_backfill(
 /// Hands the contract to a background worker, which begins when this transaction commits.
 #[pg_extern(sql = r#"
 create function zdd.start_contract(
-    change text, accept_unmatched boolean default false, force boolean default false
+    change text, accept_unmatched boolean default false, force boolean default false,
+    accept_lossy boolean default false
 ) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn start_contract(
     change: Option<&str>,
     accept_unmatched: Option<bool>,
     force: Option<bool>,
+    accept_lossy: Option<bool>,
 ) -> Result<String, ErrorReport> {
     let change = claim(change)?.lock()?;
     let name = change.name.clone();
@@ -339,11 +341,12 @@ fn start_contract(
     }
     let options = JobOptions {
         accept_unmatched: accept_unmatched.unwrap_or(false),
+        accept_lossy: accept_lossy.unwrap_or(false),
         force: force.unwrap_or(false),
         own_fence: change.has_own_fence(),
         ..JobOptions::default()
     };
-    contract::check(&change, Consent { accept_unmatched: options.accept_unmatched, force: options.force })?;
+    contract::check(&change, Consent::of_job(options))?;
     catalog::set_job(&change, JobKind::Contract, 1, options)?;
     catalog::record(change.id, &name, "contract_started", json!({}))?;
     launch_at_commit(&change, 1);
@@ -488,13 +491,16 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
 /// Drops the old column, once it is known that nothing is lost and nobody uses it. Scans the table under locks that let
 /// reads and writes through; the last step takes ACCESS EXCLUSIVE as split_column does.
 #[pg_extern(sql = r#"
-create procedure zdd.contract(change text, accept_unmatched boolean default false, force boolean default false)
-language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+create procedure zdd.contract(
+    change text, accept_unmatched boolean default false, force boolean default false,
+    accept_lossy boolean default false
+) language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn contract_change(
     change: Option<String>,
     accept_unmatched: Option<bool>,
     force: Option<bool>,
+    accept_lossy: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
@@ -503,7 +509,11 @@ fn contract_change(
         true => Err(Error::ContractRunning { change: claim.name.clone() }),
         false => Ok(()),
     })?;
-    let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
+    let consent = Consent {
+        accept_unmatched: accept_unmatched.unwrap_or(false),
+        accept_lossy: accept_lossy.unwrap_or(false),
+        force: force.unwrap_or(false),
+    };
     Ok(contract::contract(&session, &claim, consent, |_| Ok(()))?)
 }
 

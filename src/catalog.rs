@@ -73,6 +73,7 @@ pub struct Stopped {
 pub struct JobOptions {
     pub fire_triggers: bool,
     pub accept_unmatched: bool,
+    pub accept_lossy: bool,
     pub force: bool,
     /// The fence that is up is the contract's own, which goes when it is refused.
     pub own_fence: bool,

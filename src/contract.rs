@@ -1,7 +1,7 @@
 //! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
 
 use crate::backfill::run::count;
-use crate::catalog::{self, Change, Claim};
+use crate::catalog::{self, Change, Claim, JobOptions};
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
@@ -15,8 +15,18 @@ use crate::verify::Counts;
 pub struct Consent {
     /// The values of unmatched rows may be lost.
     pub accept_unmatched: bool,
+    /// What the new columns do not say of the values of lossy rows may be lost.
+    pub accept_lossy: bool,
     /// Nobody needs to have been seen not using the old column.
     pub force: bool,
+}
+
+impl Consent {
+    /// What whoever asked for a job said.
+    pub fn of_job(options: JobOptions) -> Consent {
+        let JobOptions { accept_unmatched, accept_lossy, force, .. } = options;
+        Consent { accept_unmatched, accept_lossy, force }
+    }
 }
 
 /// Drops the old column. `doing` hears of each step.
@@ -45,12 +55,8 @@ pub fn contract(
         })?;
     }
     match finish(session, claim, own_fence, consent, &mut doing) {
-        Ok(lossy) => {
-            if lossy > 0 {
-                pgrx::notice!(
-                    "{lossy} rows were lossy: the new columns joined would not have given their old value back"
-                );
-            }
+        Ok(counts) => {
+            notice_lost(&counts);
             pgrx::info!("{}: contracted; the old column is gone", claim.name);
             Ok(())
         }
@@ -67,14 +73,14 @@ pub fn contract(
     }
 }
 
-/// The steps behind the fence. Returns the number of lossy rows.
+/// The steps behind the fence. Returns what became of the rows.
 fn finish(
     session: &Session,
     claim: &Claim,
     own_fence: bool,
     consent: Consent,
     doing: &mut impl FnMut(&str) -> Result<(), Error>,
-) -> Result<i64, Error> {
+) -> Result<Counts, Error> {
     let change = session.transaction(|| claim.find())?;
     // The old application may have written between the first count and the fence.
     doing("counts rows behind the fence")?;
@@ -96,7 +102,21 @@ fn finish(
         }
         ddl::drop_source(&change)
     })?;
-    Ok(counts.lossy)
+    Ok(counts)
+}
+
+/// Says what went with the old column.
+fn notice_lost(counts: &Counts) {
+    for (rows, kind, why) in [
+        (counts.unmatched, "unmatched", "the split rule did not accept their old value"),
+        (counts.lossy, "lossy", "the new columns joined would not have given their old value back"),
+    ] {
+        match rows {
+            0 => {}
+            1 => pgrx::notice!("1 row was {kind}: {why}"),
+            _ => pgrx::notice!("{rows} rows were {kind}: {why}"),
+        }
+    }
 }
 
 /// Takes back what a contract that was refused or cancelled has done.
@@ -157,6 +177,9 @@ fn refuse_rows(change: &Change, counts: &Counts, consent: Consent) -> Result<(),
     }
     if counts.unmatched > 0 && !consent.accept_unmatched {
         return Err(Error::UnmatchedRows { change, rows: counts.unmatched });
+    }
+    if counts.lossy > 0 && !consent.accept_lossy {
+        return Err(Error::LossyRows { change, rows: counts.lossy });
     }
     if counts.null_violations > 0 {
         return Err(Error::NullViolations { change, rows: counts.null_violations });

@@ -226,9 +226,7 @@ fn take_slot(change: &Change, workers: u32) -> Option<Slot> {
 fn run_job(session: &Session, claim: &Claim, slot: Slot, change: Change) -> Result<(), Error> {
     match &change.job {
         Some(job) if job.kind == JobKind::Contract => {
-            let options = job.options;
-            let consent = Consent { accept_unmatched: options.accept_unmatched, force: options.force };
-            contract::contract(session, claim, consent, |what| show(session, &slot, &change.name, what, None))
+            contract::contract(session, claim, Consent::of_job(job.options), |what| show(session, &slot, &change.name, what, None))
         }
         // The session that called for the backfill splits the rows.
         Some(job) if job.workers == 0 => run::build_indexes(session, claim.clone(), slot, &change),

@@ -22,6 +22,8 @@ call zdd.contract('address.street', force => true);
 :refused
 call zdd.contract('address.street', force => true, accept_unmatched => true);
 :refused
+call zdd.contract('address.street', force => true, accept_unmatched => true, accept_lossy => true);
+:refused
 reset session authorization;
 set session_replication_role = replica;
 insert into address (street, streetname) values ('Elm Street 3', 'Oak Street'), ('Elm Street 4', null);
@@ -32,7 +34,7 @@ call zdd.contract('address.street', force => true, accept_unmatched => true);
 :refused
 call zdd.repair('address.street', 'old');
 :remember
-call zdd.contract('address.street', force => true, accept_unmatched => true);
+call zdd.contract('address.street', force => true, accept_unmatched => true, accept_lossy => true);
 :refused
 \! tests/regress/session "call zdd.backfill('address.street')"
 delete from address where street = '12' or street is null;
@@ -55,6 +57,7 @@ alter role regress_owner reset zdd.quiet_period;
 set session authorization regress_owner;
 show zdd.quiet_period;
 call zdd.contract('address.street');
+call zdd.contract('address.street', accept_lossy => true);
 \d address
 select * from address order by id;
 select change, relation, source, phase, rows_split from zdd.changes;
@@ -72,13 +75,13 @@ call zdd.contract(null);
 :refused
 drop table address;
 
--- Unmatched rows, when their loss is accepted. NULL for the other arguments is false.
+-- Unmatched rows, when their loss is accepted. NULL for these arguments is false.
 create table t (id integer generated always as identity primary key, a text);
 insert into t (a) values ('x'), ('1');
 select zdd.split_column('t', 'a', 'b text, c text', regex => '^(?<b>\D)(?<c>\d)?$', join => '[{b}][{c}]');
 \! tests/regress/session "call zdd.backfill('t.a')"
 :remember
-call zdd.contract('t.a', accept_unmatched => null, force => null);
+call zdd.contract('t.a', accept_unmatched => null, accept_lossy => null, force => null);
 :refused
 call zdd.contract('t.a', force => true);
 :refused
