@@ -775,46 +775,52 @@ pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[Stri
 }
 
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
-/// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults.
+/// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults. But not
+/// the index that tells subscribers which row is meant: without it UPDATE and DELETE fail.
 pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) -> Result<(), Error> {
     let sql = "with dependents as (
-            select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum
+            select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum, k.oid as constraint_oid, k.contype, k.conname,
+                i.indexrelid, coalesce(i.indisreplident, false) as identifies
             from pg_attribute as a
             join pg_depend as d on d.refclassid = 'pg_class'::regclass
                 and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+            -- A constraint and its index are one: the index alone depends on what is in its expressions and predicate.
+            left join pg_depend as p on d.classid = 'pg_class'::regclass
+                and p.classid = d.classid and p.objid = d.objid and p.objsubid = 0
+                and p.refclassid = 'pg_constraint'::regclass and p.deptype = 'i'
+            left join pg_constraint as k
+                on k.oid = case when d.classid = 'pg_constraint'::regclass then d.objid else p.refobjid end
+            left join pg_index as i on i.indexrelid = case
+                when d.classid = 'pg_class'::regclass and d.objsubid = 0 then d.objid
+                when k.contype in ('p', 'u', 'x') then k.conindid end
             where a.attrelid = any ($1) and a.attname = $2::text::name
-        ), properties as (
-            select d.classid, d.objid from dependents as d
-            left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass
-                and f.oid = d.objid
-            left join pg_constraint as k on d.classid = 'pg_constraint'::regclass
-                and k.oid = d.objid
-            left join pg_index as i on d.classid = 'pg_class'::regclass
-                and d.objsubid = 0 and i.indexrelid = d.objid
-            where f.adnum = d.attnum
-                or ((k.contype in ('c', 'u', 'x', 'n') or (i.indexrelid is not null and not i.indisprimary))
-                    and not exists (
-                        select 1 from pg_depend as o
-                        where o.classid = d.classid and o.objid = d.objid
-                            and o.refclassid = 'pg_class'::regclass
-                            and o.refobjid = d.attrelid and o.refobjsubid > 0
-                            and o.refobjsubid not in (select g.attnum from pg_attribute as g
-                                where g.attrelid = d.attrelid and g.attname = any ($4::text[]::name[]))))
         )
         select distinct coalesce(
                 case c.relkind when 'v' then 'view ' when 'm' then 'materialized view ' end
                     || c.oid::regclass::text,
+                pg_describe_object('pg_constraint'::regclass, d.constraint_oid, 0),
                 pg_describe_object(d.classid, d.objid, d.objsubid))
+            || case when d.identifies then ', the replica identity' else '' end
         from dependents as d
         left join pg_rewrite as r on d.classid = 'pg_rewrite'::regclass
             and r.oid = d.objid
         left join pg_class as c on c.oid = r.ev_class
             and c.relkind in ('v', 'm')
-        where (d.classid, d.objid) not in (select p.classid, p.objid from properties as p)
-            and not exists (
-                select 1 from pg_constraint as k
-                where d.classid = 'pg_constraint'::regclass
-                    and k.oid = d.objid and k.conname = $3::text::name)
+        left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass
+            and f.oid = d.objid
+        where d.conname is distinct from $3::text::name and f.adnum is distinct from d.attnum
+            and not (
+                coalesce(d.contype in ('c', 'u', 'x', 'n'), d.indexrelid is not null) and not d.identifies
+                and not exists (
+                    select from (values
+                        ('pg_constraint'::regclass::oid, d.constraint_oid),
+                        ('pg_class'::regclass::oid, d.indexrelid)) as g (classid, objid)
+                    join pg_depend as o on o.classid = g.classid and o.objid = g.objid
+                    where o.refclassid = 'pg_class'::regclass
+                        and o.refobjid = d.attrelid and o.refobjsubid > 0
+                        and o.refobjsubid not in (
+                            select n.attnum from pg_attribute as n
+                            where n.attrelid = d.attrelid and n.attname = any ($4::text[]::name[]))))
         order by 1";
     let members = lock::tree(change.relation);
     for &column in columns {
