@@ -2,6 +2,7 @@
 
 use crate::backfill::run::count;
 use crate::catalog::{self, Change, Claim, JobOptions};
+use crate::census::Census;
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
@@ -41,20 +42,23 @@ pub fn contract(
     let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
     if !change.has_own_fence() {
         session.transaction(|| check(change, consent))?;
-        doing("counts rows")?;
-        refuse_rows(change, &count(session, claim)?, consent)?;
     }
     if change.phase == Phase::Expanded {
+        // Nobody is fenced off for a contract that is refused.
+        doing("counts rows")?;
+        refuse_rows(change, &count(session, claim)?, consent)?;
         doing("fences")?;
         session.transaction(|| {
             let change = claim.lock()?;
             // Counting may have taken long.
             check_usage(&change, consent, false)?;
+            ddl::watch(&change)?;
             ddl::fence(&change)?;
             catalog::set_own_fence(change.id)
         })?;
     }
-    match finish(session, claim, own_fence, consent, &mut doing) {
+    let watched = change.phase == Phase::Expanded;
+    match finish(session, claim, own_fence, watched, consent, &mut doing) {
         Ok(counts) => {
             notice_lost(&counts);
             pgrx::info!("{}: contracted; the old column is gone", claim.name);
@@ -78,31 +82,44 @@ fn finish(
     session: &Session,
     claim: &Claim,
     own_fence: bool,
+    watched: bool,
     consent: Consent,
     doing: &mut impl FnMut(&str) -> Result<(), Error>,
 ) -> Result<Counts, Error> {
     let change = session.transaction(|| claim.find())?;
-    // The old application may have written between the first count and the fence.
+    // The old application may have written between the first count and the fence, and who names no columns still does.
     doing("counts rows behind the fence")?;
-    let counts = count(session, claim)?;
-    if own_fence {
-        refuse_rows(&change, &counts, consent)?;
+    if !watched {
+        session.transaction(|| ddl::watch(&claim.lock()?))?;
     }
+    let mut census = Census::default();
+    census.look(session, claim)?;
+    refuse_rows(&change, &census.counts(), consent)?;
     doing("demands NOT NULL")?;
     if session.transaction(|| ddl::demand_not_null(&claim.lock()?))? {
         doing("validates NOT NULL")?;
         session.transaction(|| ddl::validate_not_null(&claim.find()?))?;
     }
     doing("drops the old column")?;
-    session.transaction(|| {
-        let change = claim.lock()?;
-        // Who ran into our own fence gets the column back.
-        if own_fence {
-            check_usage(&change, consent, true)?;
+    loop {
+        let dropped = session.transaction(|| {
+            let change = claim.lock()?;
+            // Who ran into our own fence gets the column back.
+            if own_fence {
+                check_usage(&change, consent, true)?;
+            }
+            ddl::drop_source(&change, || {
+                let is_complete = census.is_complete(&change)?;
+                refuse_rows(&change, &census.counts(), consent)?;
+                Ok(is_complete)
+            })
+        })?;
+        if dropped {
+            return Ok(census.counts());
         }
-        ddl::drop_source(&change)
-    })?;
-    Ok(counts)
+        // Partitions have come, or many rows been written, while it waited for the table.
+        census.look(session, claim)?;
+    }
 }
 
 /// Says what went with the old column.
@@ -125,7 +142,7 @@ fn undo(session: &Session, claim: &Claim, own_fence: bool) -> Result<(), Error> 
         let change = claim.lock()?;
         match change.phase {
             Phase::Fenced if own_fence => ddl::unfence(&change),
-            Phase::Fenced => ddl::stop_demanding_not_null(&change),
+            Phase::Fenced => ddl::stop_contract(&change),
             // Somebody was quicker.
             _ => Ok(()),
         }

@@ -601,8 +601,11 @@ fn rename_source(change: &Change, to: &str, phase: Phase) -> Result<(), Error> {
     let table = lock_table(change)?;
     let detail = json!({ "column": from, "renamed_to": to });
     as_owner(table.owner, |gate| {
-        // A contract that was interrupted may have left it: the old application may write NULLs.
+        // A contract that was interrupted may have left them: the old application may write NULLs.
         drop_not_null_check(gate, &table, change)?;
+        if phase == Phase::Expanded {
+            drop_watch(gate, &table, change)?;
+        }
         let (from, to) = (quote(from), quote(to));
         execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {from} TO {to}", table.name))?;
         replace_triggers(gate, change, &rule, &table.members)
@@ -626,6 +629,7 @@ pub fn roll_back(change: &Change) -> Result<(), Error> {
     refuse_dependents(change, "roll back", &targets)?;
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
+        drop_watch(gate, &table, change)?;
         drop_not_null_check(gate, &table, change)?;
         let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
         execute(gate, &table.members, &format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
@@ -678,10 +682,44 @@ pub fn demand_not_null(change: &Change) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Takes the demand back.
-pub fn stop_demanding_not_null(change: &Change) -> Result<(), Error> {
+/// Takes back what a contract does to a table that is fenced.
+pub fn stop_contract(change: &Change) -> Result<(), Error> {
     let table = lock_table(change)?;
-    as_owner(table.owner, |gate| drop_not_null_check(gate, &table, change))
+    as_owner(table.owner, |gate| {
+        drop_watch(gate, &table, change)?;
+        drop_not_null_check(gate, &table, change)
+    })
+}
+
+/// Has rows noted that are written from now on and are not plainly in sync, see `census`.
+pub fn watch(change: &Change) -> Result<(), Error> {
+    let table = lock_table(change)?;
+    as_owner(table.owner, |gate| {
+        drop_watch(gate, &table, change)?;
+        let (trigger, id) = (quote(watch_name(change)), quote_literal(change.id.to_string()));
+        own_triggers(&table.members)?.into_iter().map(class::name).try_for_each(|name| {
+            let create = format!("CREATE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {name}");
+            execute(gate, &table.members, &format!("{create} FOR EACH ROW EXECUTE FUNCTION zdd.watch({id})"))?;
+            execute(gate, &table.members, &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"))
+        })
+    })?;
+    catalog::forget_written(change.id)
+}
+
+/// The name of the trigger that watches for a contract.
+fn watch_name(change: &Change) -> String {
+    format!("zdd_watch_{}", change.id)
+}
+
+fn drop_watch(gate: &Gate, table: &Locked, change: &Change) -> Result<(), Error> {
+    let sql = "select t.tgrelid from pg_trigger as t
+        where t.tgrelid = any ($1) and t.tgname = $2::text::name and t.tgfoid = $3 and t.tgparentid = 0";
+    let function = extension::watch_function().unwrap_or_default();
+    let args = [table.members.clone().into(), watch_name(change).into(), function.into()];
+    let tables = query(sql, &args, |row| Ok(row.get::<pg_sys::Oid>(1)?))?;
+    tables.into_iter().flatten().map(class::name).try_for_each(|name| {
+        execute(gate, &table.members, &format!("DROP TRIGGER {} ON {name}", quote(watch_name(change))))
+    })
 }
 
 /// Scans the table for NULLs while reads and writes go on.
@@ -691,13 +729,18 @@ pub fn validate_not_null(change: &Change) -> Result<(), Error> {
     as_owner(owner, |gate| gate.execute(&validate))
 }
 
-/// Drops the old column, catalog updates only.
-pub fn drop_source(change: &Change) -> Result<(), Error> {
+/// Drops the old column, catalog updates only, unless under the lock it turns out that this is not the time. Returns whether
+/// it is gone.
+pub fn drop_source(change: &Change, is_time: impl FnOnce() -> Result<bool, Error>) -> Result<bool, Error> {
     check_move(change, Phase::Contracted)?;
     let table = lock_table(change)?;
     refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
+    if !is_time()? {
+        return Ok(false);
+    }
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
+        drop_watch(gate, &table, change)?;
         // The validated CHECK saves PostgreSQL the scan.
         let set_not_null: Vec<String> =
             not_null_targets(change).map(|target| format!("ALTER COLUMN {target} SET NOT NULL")).collect();
@@ -708,7 +751,8 @@ pub fn drop_source(change: &Change) -> Result<(), Error> {
         drop_not_null_check(gate, &table, change)?;
         drop_column(gate, &table.members, change.rule.source.current_name())
     })?;
-    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))
+    catalog::set_phase(change, Phase::Contracted, json!({ "dropped": change.rule.source.name }))?;
+    Ok(true)
 }
 
 /// Drops a column from a table and from its children, which may have defined it for themselves too.
@@ -780,7 +824,13 @@ pub fn index_partitioned(change: &Change, relation: pg_sys::Oid, columns: &[Stri
 pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) -> Result<(), Error> {
     let sql = "with dependents as (
             select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum, k.oid as constraint_oid, k.contype, k.conname,
-                i.indexrelid, coalesce(i.indisreplident, false) as identifies
+                i.indexrelid, coalesce(i.indisreplident, false) as identifies,
+                -- PostgreSQL drops no constraint for what its index alone depends on.
+                p.refobjid is not null and not exists (
+                    select from pg_depend as o
+                    where o.classid = p.refclassid and o.objid = p.refobjid
+                        and o.refclassid = d.refclassid and o.refobjid = d.refobjid and o.refobjsubid = d.refobjsubid
+                ) as by_index
             from pg_attribute as a
             join pg_depend as d on d.refclassid = 'pg_class'::regclass
                 and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
@@ -810,7 +860,8 @@ pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[&str]) 
             and f.oid = d.objid
         where d.conname is distinct from $3::text::name and f.adnum is distinct from d.attnum
             and not (
-                coalesce(d.contype in ('c', 'u', 'x', 'n'), d.indexrelid is not null) and not d.identifies
+                coalesce(d.contype in ('c', 'u', 'x', 'n'), d.indexrelid is not null)
+                and not d.identifies and not d.by_index
                 and not exists (
                     select from (values
                         ('pg_constraint'::regclass::oid, d.constraint_oid),
