@@ -145,6 +145,20 @@ create table zdd.built_index (
 );
 comment on table zdd.built_index is 'The names of the indexes that are built for a change.';
 
+-- Not dumped: row versions are where they are in one database only.
+create sequence zdd.written_id_seq;
+comment on sequence zdd.written_id_seq is 'Ids of rows in zdd.written.';
+
+create table zdd.written (
+    id bigint primary key default nextval('zdd.written_id_seq'),
+    change_id bigint not null,
+    relation oid not null,
+    tid tid not null
+);
+create index written_change_id_idx on zdd.written (change_id, id);
+comment on table zdd.written is
+    'Rows that were unmatched or lossy before or after they were written while a contract looks at all: to be looked at again.';
+
 -- A restore brings changes back before their triggers. Only when all is there does the guard take over again.
 create table zdd.guarded (
     change_id bigint primary key,

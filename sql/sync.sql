@@ -6,6 +6,12 @@ language c as 'MODULE_PATHNAME', 'zdd_sync';
 comment on function zdd.sync() is
     'Carries each write from the side of a change that it was made on to the other side.';
 
+-- PUBLIC may execute it for the same reason. It notes nothing but rows of tables of an active change.
+create function zdd.watch() returns trigger
+language c as 'MODULE_PATHNAME', 'zdd_watch';
+comment on function zdd.watch() is
+    'Notes for a contract, which looks at all rows meanwhile, those that are written and not plainly in sync.';
+
 -- A publication FOR ALL TABLES has our tables too. What a publisher knows of its changes means nothing on a subscriber, where
 -- ids and names may be those of other changes.
 create function zdd.discard_replicated() returns trigger
@@ -29,7 +35,7 @@ declare
     name text;
 begin
     foreach name in array array['change', 'event', 'event_error', 'lane', 'skipped', 'job', 'worker', 'sample',
-        'built_index', 'guarded']
+        'built_index', 'guarded', 'written']
     loop
         execute format('create trigger discard_replicated before insert or update or delete on zdd.%I
             for each row execute function zdd.discard_replicated()', name);

@@ -339,15 +339,21 @@ fn start_backfill(
 /// Hands the contract to a background worker, which begins when this transaction commits.
 #[pg_extern(sql = r#"
 create function zdd.start_contract(
-    change text, accept_unmatched boolean default false, force boolean default false
+    change text, accept_unmatched boolean default false, force boolean default false,
+    accept_lossy boolean default false
 ) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn start_contract(
     change: Option<&str>,
     accept_unmatched: Option<bool>,
     force: Option<bool>,
+    accept_lossy: Option<bool>,
 ) -> Result<String, ErrorReport> {
-    let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
+    let consent = Consent {
+        accept_unmatched: accept_unmatched.unwrap_or(false),
+        accept_lossy: accept_lossy.unwrap_or(false),
+        force: force.unwrap_or(false),
+    };
     let right = right(change)?;
     contract::begin(right.clone(), consent, 1)?;
     launch_at_commit(right.id, 1);
@@ -497,17 +503,24 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
 /// Drops the old column, once it is known that nothing is lost and nobody uses it. Scans the table under locks that let
 /// reads and writes through; the last step takes ACCESS EXCLUSIVE as split_column does.
 #[pg_extern(sql = r#"
-create procedure zdd.contract(change text, accept_unmatched boolean default false, force boolean default false)
-language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+create procedure zdd.contract(
+    change text, accept_unmatched boolean default false, force boolean default false,
+    accept_lossy boolean default false
+) language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn contract_change(
     change: Option<String>,
     accept_unmatched: Option<bool>,
     force: Option<bool>,
+    accept_lossy: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
-    let consent = Consent { accept_unmatched: accept_unmatched.unwrap_or(false), force: force.unwrap_or(false) };
+    let consent = Consent {
+        accept_unmatched: accept_unmatched.unwrap_or(false),
+        accept_lossy: accept_lossy.unwrap_or(false),
+        force: force.unwrap_or(false),
+    };
     let right = session.transaction(|| right(change.as_deref()))?;
     let slot = catalog::take_slot(right.id, None);
     let claim = session.transaction(|| contract::begin(right, consent, 0))?;

@@ -14,7 +14,7 @@ use crate::patience::{self, with_patience};
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{SessionLock, lock_key, wait_for_key};
 use crate::pg::security::{acts_for, as_extension, role_name, session_role};
-use crate::pg::table::Table;
+use crate::pg::table::{Table, Tid};
 use crate::pg::{class, extension, lookup};
 use crate::phase::{Phase, move_to};
 use crate::rule::Rule;
@@ -80,6 +80,7 @@ pub struct Stopped {
 pub struct JobOptions {
     pub fire_triggers: bool,
     pub accept_unmatched: bool,
+    pub accept_lossy: bool,
     pub force: bool,
     /// The fence that is up is the contract's own, which goes when it is refused.
     pub own_fence: bool,
@@ -744,7 +745,7 @@ pub fn take_vacuum(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
 
 /// Forgets what is only needed while a change is active, but for who works on it: they may have to be ended.
 pub fn forget_work(id: i64) -> Result<(), Error> {
-    for table in ["skipped", "lane", "sample", "job", "built_index", "guarded"] {
+    for table in ["skipped", "lane", "sample", "job", "built_index", "guarded", "written"] {
         execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
     }
     Ok(())
@@ -1137,6 +1138,32 @@ pub fn set_built_index(id: i64, relation: pg_sys::Oid, columns: &[String], name:
          on conflict (change_id, relation, columns) do update set name = excluded.name",
         &[id.into(), relation.into(), columns.to_vec().into(), name.into()],
     )
+}
+
+/// Notes versions of rows that a contract is to look at again.
+pub fn add_written(id: i64, relation: pg_sys::Oid, tids: &[Tid]) -> Result<(), Error> {
+    tids.iter().try_for_each(|tid| {
+        execute(
+            "insert into zdd.written (change_id, relation, tid) values ($1, $2, $3)",
+            &[id.into(), relation.into(), (*tid).into()],
+        )
+    })
+}
+
+/// Takes so many of them, those first that were noted first.
+pub fn take_written(id: i64, most: u32) -> Result<Vec<(pg_sys::Oid, Tid)>, Error> {
+    write(
+        "delete from zdd.written where id in (
+             select w.id from zdd.written as w where w.change_id = $1 order by w.id limit $2)
+         returning relation, tid",
+        &[id.into(), i64::from(most).into()],
+        |row| Ok((get(row, 1)?, Tid::unpack(get::<pg_sys::ItemPointerData>(row, 2)?))),
+    )
+}
+
+/// Forgets them all.
+pub fn forget_written(id: i64) -> Result<(), Error> {
+    execute("delete from zdd.written where change_id = $1", &[id.into()])
 }
 
 /// The changes of this database that background workers are to work for.

@@ -2,6 +2,7 @@
 
 use crate::backfill::run::count;
 use crate::catalog::{self, Change, Claim, JobKind, JobOptions, Right};
+use crate::census::Census;
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
@@ -16,8 +17,18 @@ use crate::verify::Counts;
 pub struct Consent {
     /// The values of unmatched rows may be lost.
     pub accept_unmatched: bool,
+    /// What the new columns do not say of the values of lossy rows may be lost.
+    pub accept_lossy: bool,
     /// Nobody needs to have been seen not using the old column.
     pub force: bool,
+}
+
+impl Consent {
+    /// What whoever asked for a job said.
+    pub fn of_job(options: JobOptions) -> Consent {
+        let JobOptions { accept_unmatched, accept_lossy, force, .. } = options;
+        Consent { accept_unmatched, accept_lossy, force }
+    }
 }
 
 /// Writes down that a contract is to be done, by a background worker or by this session, which has taken a place for it. Returns
@@ -39,6 +50,7 @@ pub fn begin(right: Right, consent: Consent, workers: u32) -> Result<Claim, Erro
     check(&change, consent)?;
     let options = JobOptions {
         accept_unmatched: consent.accept_unmatched,
+        accept_lossy: consent.accept_lossy,
         force: consent.force,
         own_fence: change.has_own_fence(),
         ..JobOptions::default()
@@ -55,24 +67,29 @@ pub fn contract(
     mut doing: impl FnMut(&str, Option<&str>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     match run(session, claim, consent, &mut doing) {
-        Ok(lossy) => {
-            if lossy > 0 {
-                pgrx::notice!(
-                    "{lossy} rows were lossy: the new columns joined would not have given their old value back"
-                );
-            }
+        Ok(counts) => {
+            notice_lost(&counts);
             pgrx::info!("{}: contracted; the old column is gone", claim.name());
             Ok(())
         }
         Err(error) => {
             // Nobody else would take the fence back, however long others keep the table locked.
-            across_transactions(session, true, || undo(claim), |late| {
-                if !session.is_worker() {
-                    pgrx::warning!("{}: the contract takes its fence back and waits: {}", claim.name(), late.message());
-                }
-                session.asynchronous_transaction(|| catalog::record_retry(claim.id(), claim.name(), late))?;
-                doing("takes its fence back", WAITS)
-            })?;
+            across_transactions(
+                session,
+                true,
+                || undo(claim),
+                |late| {
+                    if !session.is_worker() {
+                        pgrx::warning!(
+                            "{}: the contract takes its fence back and waits: {}",
+                            claim.name(),
+                            late.message()
+                        );
+                    }
+                    session.asynchronous_transaction(|| catalog::record_retry(claim.id(), claim.name(), late))?;
+                    doing("takes its fence back", WAITS)
+                },
+            )?;
             if !session.is_worker() {
                 session.transaction(|| give_up(claim, &error))?;
             }
@@ -81,21 +98,20 @@ pub fn contract(
     }
 }
 
-/// The steps. Returns the number of lossy rows.
+/// The steps. Returns what became of the rows.
 fn run(
     session: &Session,
     claim: &Claim,
     consent: Consent,
     doing: &mut impl FnMut(&str, Option<&str>) -> Result<(), Error>,
-) -> Result<i64, Error> {
+) -> Result<Counts, Error> {
     let change = session.transaction(|| claim.find())?;
     // A worker that is gone may have come as far as its own fence.
     let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
-    if !change.has_own_fence() {
+    if change.phase == Phase::Expanded {
+        // Nobody is fenced off for a contract that is refused.
         doing("counts rows", None)?;
         refuse_rows(&change, &count(session, claim)?, consent)?;
-    }
-    if change.phase == Phase::Expanded {
         doing("fences", None)?;
         let fence = || {
             let table = ddl::lock_once(&|| claim.lock(), |change| {
@@ -103,18 +119,21 @@ fn run(
                 check_usage(change, consent, false)?;
                 ddl::check_fence(change)
             })?;
+            ddl::watch(&table)?;
             let moved = ddl::fence(&table)?;
             catalog::set_own_fence(claim.id(), moved)?;
             Ok(moved)
         };
         claim.move_on(across_transactions(session, false, fence, |_| doing("fences", WAITS))?);
+    } else {
+        let watch = || ddl::watch(&ddl::lock_once(&|| claim.lock(), |_| Ok(()))?);
+        across_transactions(session, false, watch, |_| doing("counts rows behind the fence", WAITS))?;
     }
-    // The old application may have written between the first count and the fence.
+    // The old application may have written between the first count and the fence, and who names no columns still does.
     doing("counts rows behind the fence", None)?;
-    let counts = count(session, claim)?;
-    if own_fence {
-        refuse_rows(&change, &counts, consent)?;
-    }
+    let mut census = Census::default();
+    census.look(session, claim)?;
+    refuse_rows(&change, &census.counts(), consent)?;
     if ddl::has_not_null(&change) {
         doing("demands NOT NULL", None)?;
         let demand = || ddl::demand_not_null(&ddl::lock_once(&|| claim.lock(), |_| Ok(()))?);
@@ -122,19 +141,44 @@ fn run(
         doing("validates NOT NULL", None)?;
         session.transaction(|| ddl::validate_not_null(&claim.find()?))?;
     }
-    doing("drops the old column", None)?;
-    let drop_source = || {
-        let table = ddl::lock_once(&|| claim.lock(), |change| {
-            // Who ran into our own fence gets the column back.
-            if own_fence {
-                check_usage(change, consent, true)?;
+    loop {
+        doing("drops the old column", None)?;
+        let drop_source = || {
+            let table = ddl::lock_once(&|| claim.lock(), |change| {
+                // Who ran into our own fence gets the column back.
+                if own_fence {
+                    check_usage(change, consent, true)?;
+                }
+                ddl::check_drop_source(change)
+            })?;
+            let is_complete = census.is_complete(&table.change)?;
+            refuse_rows(&change, &census.counts(), consent)?;
+            if is_complete {
+                ddl::drop_source(&table)?;
             }
-            ddl::check_drop_source(change)
-        })?;
-        ddl::drop_source(&table)
-    };
-    across_transactions(session, false, drop_source, |_| doing("drops the old column", WAITS))?;
-    Ok(counts.lossy)
+            Ok(is_complete)
+        };
+        if across_transactions(session, false, drop_source, |_| doing("drops the old column", WAITS))? {
+            return Ok(census.counts());
+        }
+        // Partitions have come, or many rows been written, while it waited for the table.
+        doing("counts rows behind the fence", None)?;
+        census.look(session, claim)?;
+    }
+}
+
+/// Says what went with the old column.
+fn notice_lost(counts: &Counts) {
+    for (rows, kind, why) in [
+        (counts.unmatched, "unmatched", "the split rule did not accept their old value"),
+        (counts.lossy, "lossy", "the new columns joined would not have given their old value back"),
+    ] {
+        match rows {
+            0 => {}
+            1 => pgrx::notice!("1 row was {kind}: {why}"),
+            _ => pgrx::notice!("{rows} rows were {kind}: {why}"),
+        }
+    }
 }
 
 const WAITS: Option<&str> = Some("a short lock on the table");
@@ -149,7 +193,7 @@ fn undo(claim: &Claim) -> Result<(), Error> {
     let lock = || ddl::lock_once(&|| claim.lock_anyway(), |_| Ok(()));
     match change.has_own_fence() {
         true => ddl::unfence(&lock()?).map(drop),
-        false if ddl::demands_not_null(&change)? => ddl::stop_demanding_not_null(&lock()?),
+        false if ddl::has_contract_begun(&change)? => ddl::stop_contract(&lock()?),
         false => Ok(()),
     }
 }
@@ -216,6 +260,9 @@ fn refuse_rows(change: &Change, counts: &Counts, consent: Consent) -> Result<(),
     }
     if counts.unmatched > 0 && !consent.accept_unmatched {
         return Err(Error::UnmatchedRows { change, rows: counts.unmatched });
+    }
+    if counts.lossy > 0 && !consent.accept_lossy {
+        return Err(Error::LossyRows { change, rows: counts.lossy });
     }
     if counts.null_violations > 0 {
         return Err(Error::NullViolations { change, rows: counts.null_violations });

@@ -580,8 +580,11 @@ fn rename_source(table: &Locked, to: &str, phase: Phase) -> Result<i64, Error> {
     let from = change.rule.source.current_name();
     let detail = json!({ "column": from, "renamed_to": to });
     as_owner(table.owner, |gate| {
-        // A contract that was interrupted may have left it: the old application may write NULLs.
+        // A contract that was interrupted may have left them: the old application may write NULLs.
         drop_not_null_check(gate, table)?;
+        if phase == Phase::Expanded {
+            drop_watch(gate, table)?;
+        }
         let (from, to) = (quote(from), quote(to));
         execute(gate, &table.members, &format!("ALTER TABLE {} RENAME COLUMN {from} TO {to}", table.name))?;
         replace_triggers(gate, change, &rule, &table.members)
@@ -610,6 +613,7 @@ pub fn roll_back(lock_change: LockChange) -> Result<(), Error> {
     refuse_dependents(change, "roll back", &targets)?;
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
+        drop_watch(gate, table)?;
         drop_not_null_check(gate, table)?;
         let actions: Vec<String> = targets.iter().map(|target| format!("DROP COLUMN {}", quote(target))).collect();
         execute(gate, &table.members, &format!("ALTER TABLE {} {}", table.name, actions.join(", ")))?;
@@ -632,9 +636,14 @@ fn not_null_check(change: &Change) -> String {
 }
 
 /// Whether NOT NULL is demanded of the new rows.
-pub fn demands_not_null(change: &Change) -> Result<bool, Error> {
+fn demands_not_null(change: &Change) -> Result<bool, Error> {
     let sql = "select conname::text from pg_constraint where conrelid = $1 and conname = $2::text::name";
     Ok(!query_strings(sql, &[change.relation.into(), not_null_check(change).into()])?.is_empty())
+}
+
+/// Whether a contract has begun to alter a table that is fenced.
+pub fn has_contract_begun(change: &Change) -> Result<bool, Error> {
+    Ok(demands_not_null(change)? || !watched(change, &lock::tree(change.relation))?.is_empty())
 }
 
 fn drop_not_null_check(gate: &Gate, table: &Locked) -> Result<(), Error> {
@@ -666,9 +675,46 @@ pub fn demand_not_null(table: &Locked) -> Result<(), Error> {
     })
 }
 
-/// Takes the demand back.
-pub fn stop_demanding_not_null(table: &Locked) -> Result<(), Error> {
-    as_owner(table.owner, |gate| drop_not_null_check(gate, table))
+/// Takes back what a contract does to a table that is fenced.
+pub fn stop_contract(table: &Locked) -> Result<(), Error> {
+    as_owner(table.owner, |gate| {
+        drop_watch(gate, table)?;
+        drop_not_null_check(gate, table)
+    })
+}
+
+/// Has rows noted that are written from now on and are not plainly in sync, see `census`.
+pub fn watch(table: &Locked) -> Result<(), Error> {
+    as_owner(table.owner, |gate| {
+        drop_watch(gate, table)?;
+        let (trigger, id) = (quote(watch_name(&table.change)), quote_literal(table.change.id.to_string()));
+        own_triggers(&table.members)?.into_iter().map(class::name).try_for_each(|name| {
+            let create = format!("CREATE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {name}");
+            execute(gate, &table.members, &format!("{create} FOR EACH ROW EXECUTE FUNCTION zdd.watch({id})"))?;
+            execute(gate, &table.members, &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"))
+        })
+    })?;
+    catalog::forget_written(table.change.id)
+}
+
+/// The name of the trigger that watches for a contract.
+fn watch_name(change: &Change) -> String {
+    format!("zdd_watch_{}", change.id)
+}
+
+/// The tables that have such a trigger.
+fn watched(change: &Change, members: &[pg_sys::Oid]) -> Result<Vec<pg_sys::Oid>, Error> {
+    let sql = "select t.tgrelid from pg_trigger as t
+        where t.tgrelid = any ($1) and t.tgname = $2::text::name and t.tgfoid = $3 and t.tgparentid = 0";
+    let function = extension::watch_function().unwrap_or_default();
+    let args = [members.to_vec().into(), watch_name(change).into(), function.into()];
+    Ok(query(sql, &args, |row| Ok(row.get::<pg_sys::Oid>(1)?))?.into_iter().flatten().collect())
+}
+
+fn drop_watch(gate: &Gate, table: &Locked) -> Result<(), Error> {
+    watched(&table.change, &table.members)?.into_iter().map(class::name).try_for_each(|name| {
+        execute(gate, &table.members, &format!("DROP TRIGGER {} ON {name}", quote(watch_name(&table.change))))
+    })
 }
 
 /// Scans the table for NULLs while reads and writes go on.
@@ -691,6 +737,7 @@ pub fn drop_source(table: &Locked) -> Result<(), Error> {
     check_drop_source(change)?;
     as_owner(table.owner, |gate| {
         drop_triggers(gate, &change.name, &table.members)?;
+        drop_watch(gate, table)?;
         // The validated CHECK saves PostgreSQL the scan.
         let set_not_null: Vec<String> =
             not_null_targets(change).map(|target| format!("ALTER COLUMN {target} SET NOT NULL")).collect();
@@ -767,46 +814,59 @@ pub fn index_partitioned(locked: &Locked, relation: pg_sys::Oid, columns: &[Stri
 }
 
 /// An error that lists what depends on columns and would break, or be dropped, with them. What depends on one such column
-/// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults.
+/// alone, or on several of them, and is no more than a property of them goes with them: indexes, CHECKs, defaults. But not
+/// the index that tells subscribers which row is meant: without it UPDATE and DELETE fail.
 pub fn refuse_dependents(change: &Change, what: &'static str, columns: &[String]) -> Result<(), Error> {
     let sql = "with dependents as (
-            select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum
+            select d.classid, d.objid, d.objsubid, a.attrelid, a.attnum, k.oid as constraint_oid, k.contype, k.conname,
+                i.indexrelid, coalesce(i.indisreplident, false) as identifies,
+                -- PostgreSQL drops no constraint for what its index alone depends on.
+                p.refobjid is not null and not exists (
+                    select from pg_depend as o
+                    where o.classid = p.refclassid and o.objid = p.refobjid
+                        and o.refclassid = d.refclassid and o.refobjid = d.refobjid and o.refobjsubid = d.refobjsubid
+                ) as by_index
             from pg_attribute as a
             join pg_depend as d on d.refclassid = 'pg_class'::regclass
                 and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+            -- A constraint and its index are one: the index alone depends on what is in its expressions and predicate.
+            left join pg_depend as p on d.classid = 'pg_class'::regclass
+                and p.classid = d.classid and p.objid = d.objid and p.objsubid = 0
+                and p.refclassid = 'pg_constraint'::regclass and p.deptype = 'i'
+            left join pg_constraint as k
+                on k.oid = case when d.classid = 'pg_constraint'::regclass then d.objid else p.refobjid end
+            left join pg_index as i on i.indexrelid = case
+                when d.classid = 'pg_class'::regclass and d.objsubid = 0 then d.objid
+                when k.contype in ('p', 'u', 'x') then k.conindid end
             where a.attrelid = any ($1) and a.attname = $2::text::name
-        ), properties as (
-            select d.classid, d.objid from dependents as d
-            left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass
-                and f.oid = d.objid
-            left join pg_constraint as k on d.classid = 'pg_constraint'::regclass
-                and k.oid = d.objid
-            left join pg_index as i on d.classid = 'pg_class'::regclass
-                and d.objsubid = 0 and i.indexrelid = d.objid
-            where f.adnum = d.attnum
-                or ((k.contype in ('c', 'u', 'x', 'n') or (i.indexrelid is not null and not i.indisprimary))
-                    and not exists (
-                        select 1 from pg_depend as o
-                        where o.classid = d.classid and o.objid = d.objid
-                            and o.refclassid = 'pg_class'::regclass
-                            and o.refobjid = d.attrelid and o.refobjsubid > 0
-                            and o.refobjsubid not in (select g.attnum from pg_attribute as g
-                                where g.attrelid = d.attrelid and g.attname = any ($4::text[]::name[]))))
         )
         select distinct coalesce(
                 case c.relkind when 'v' then 'view ' when 'm' then 'materialized view ' end
                     || c.oid::regclass::text,
+                pg_describe_object('pg_constraint'::regclass, d.constraint_oid, 0),
                 pg_describe_object(d.classid, d.objid, d.objsubid))
+            || case when d.identifies then ', the replica identity' else '' end
         from dependents as d
         left join pg_rewrite as r on d.classid = 'pg_rewrite'::regclass
             and r.oid = d.objid
         left join pg_class as c on c.oid = r.ev_class
             and c.relkind in ('v', 'm')
-        where (d.classid, d.objid) not in (select p.classid, p.objid from properties as p)
-            and not exists (
-                select 1 from pg_constraint as k
-                where d.classid = 'pg_constraint'::regclass
-                    and k.oid = d.objid and k.conname = $3::text::name)
+        left join pg_attrdef as f on d.classid = 'pg_attrdef'::regclass
+            and f.oid = d.objid
+        where d.conname is distinct from $3::text::name and f.adnum is distinct from d.attnum
+            and not (
+                coalesce(d.contype in ('c', 'u', 'x', 'n'), d.indexrelid is not null)
+                and not d.identifies and not d.by_index
+                and not exists (
+                    select from (values
+                        ('pg_constraint'::regclass::oid, d.constraint_oid),
+                        ('pg_class'::regclass::oid, d.indexrelid)) as g (classid, objid)
+                    join pg_depend as o on o.classid = g.classid and o.objid = g.objid
+                    where o.refclassid = 'pg_class'::regclass
+                        and o.refobjid = d.attrelid and o.refobjsubid > 0
+                        and o.refobjsubid not in (
+                            select n.attnum from pg_attribute as n
+                            where n.attrelid = d.attrelid and n.attname = any ($4::text[]::name[]))))
         order by 1";
     let members = lock::tree(change.relation);
     for column in columns {

@@ -235,6 +235,10 @@ pub enum Error {
         change: String,
         rows: i64,
     },
+    LossyRows {
+        change: String,
+        rows: i64,
+    },
     Dependents {
         change: String,
         column: String,
@@ -725,6 +729,12 @@ impl Error {
             )
             .detail("The split rule does not accept their old value, which would be lost.")
             .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_unmatched => true."),
+            LossyRows { change, rows: count } => parts(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("{} of change \"{change}\" {} lossy", rows(*count), agree(*count, "is", "are")),
+            )
+            .detail("The new columns joined would not give their old value back, which would be lost.")
+            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_lossy => true."),
             Dependents { change, column, what, dependents } => parts(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("cannot {what} change \"{change}\": other objects depend on column \"{column}\""),

@@ -6,6 +6,7 @@ mod api;
 mod backfill;
 mod binding;
 mod catalog;
+mod census;
 mod contract;
 mod ddl;
 mod error;

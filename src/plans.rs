@@ -10,9 +10,10 @@ use pgrx::pg_sys;
 use crate::binding::Binding;
 use crate::catalog::{self, Change};
 use crate::error::Error;
+use crate::pg::inheritance::ancestors;
 use crate::pg::inval;
 use crate::pg::table::Table;
-use crate::pg::trigger::RowTrigger;
+use crate::pg::trigger::{RowTrigger, WatchTrigger};
 use crate::rule::Rule;
 
 /// A rule bound to a table.
@@ -39,25 +40,52 @@ thread_local! {
 /// The rule that a trigger carries.
 pub fn of_trigger(trigger: &RowTrigger) -> Result<Rc<Plan>, Error> {
     let oid = trigger.oid();
-    let known = PLANS.with(|plans| {
-        let plans = &mut *plans.borrow_mut();
-        if let Some((last, plan)) = plans.last.as_ref()
-            && *last == oid
-            && !plan.stale.get()
-        {
-            return Some(Rc::clone(plan));
-        }
-        let plan = plans.by_trigger.get(&oid).filter(|plan| !plan.stale.get()).cloned()?;
-        plans.last = Some((oid, Rc::clone(&plan)));
-        Some(plan)
-    });
-    if let Some(plan) = known {
+    if let Some(plan) = known(oid) {
         return Ok(plan);
     }
     let (rule, table) = (Rule::from_json(&trigger.argument())?, trigger.table());
     let owner = catalog::rule_owner_on(table.oid(), &rule);
-    let plan = bind(rule, &table, owner)?;
-    let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(oid, Rc::clone(&plan)));
+    bind_for_trigger(oid, rule, &table, owner)
+}
+
+/// The rule of the change that a trigger watches for; `None` if its table has no such change.
+pub fn of_watch(trigger: &WatchTrigger) -> Result<Option<Rc<Plan>>, Error> {
+    let oid = trigger.oid();
+    if let Some(plan) = known(oid) {
+        return Ok(Some(plan));
+    }
+    let table = trigger.table();
+    let Some((relation, rule)) = trigger.argument().parse().ok().and_then(catalog::registered) else { return Ok(None) };
+    if !ancestors(table.oid()).contains(&relation) {
+        return Ok(None);
+    }
+    let owner = catalog::rule_owner(rule.id);
+    bind_for_trigger(oid, rule, &table, owner).map(Some)
+}
+
+fn known(trigger: pg_sys::Oid) -> Option<Rc<Plan>> {
+    PLANS.with(|plans| {
+        let plans = &mut *plans.borrow_mut();
+        if let Some((last, plan)) = plans.last.as_ref()
+            && *last == trigger
+            && !plan.stale.get()
+        {
+            return Some(Rc::clone(plan));
+        }
+        let plan = plans.by_trigger.get(&trigger).filter(|plan| !plan.stale.get()).cloned()?;
+        plans.last = Some((trigger, Rc::clone(&plan)));
+        Some(plan)
+    })
+}
+
+fn bind_for_trigger(
+    trigger: pg_sys::Oid,
+    rule: Rule,
+    table: &Table,
+    owner: Option<pg_sys::Oid>,
+) -> Result<Rc<Plan>, Error> {
+    let plan = bind(rule, table, owner)?;
+    let replaced = PLANS.with(|plans| plans.borrow_mut().by_trigger.insert(trigger, Rc::clone(&plan)));
     drop(replaced);
     Ok(plan)
 }

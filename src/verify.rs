@@ -34,7 +34,8 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, state: RowState, null_violation: bool) {
+    /// Counts one more row.
+    pub fn add(&mut self, state: RowState, null_violation: bool) {
         self.rows += 1;
         match state {
             RowState::InSync => self.in_sync += 1,
@@ -49,6 +50,18 @@ impl Counts {
         if null_violation && state != RowState::Pending {
             self.null_violations += 1;
         }
+    }
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Counts) {
+        self.rows += other.rows;
+        self.in_sync += other.in_sync;
+        self.unmatched += other.unmatched;
+        self.pending += other.pending;
+        self.diverged += other.diverged;
+        self.lossy += other.lossy;
+        self.null_violations += other.null_violations;
     }
 }
 
@@ -345,11 +358,28 @@ pub fn pieces(blocks: u32) -> impl Iterator<Item = Range<u32>> {
 
 /// Counts the rows of one piece of a table as they are now, if it is still a part of the change.
 pub fn count_piece(change: &Change, table: &Table, blocks: Range<u32>, counts: &mut Counts) -> Result<(), Error> {
+    look_at_piece(change, table, blocks, |_, state, null_violation| counts.add(state, null_violation))
+}
+
+/// Calls `each` for the rows of one piece of a table as they are now, with their state, and whether a target that is NOT NULL
+/// has none; if the table is still a part of the change.
+pub fn look_at_piece(
+    change: &Change,
+    table: &Table,
+    blocks: Range<u32>,
+    mut each: impl FnMut(Tid, RowState, bool),
+) -> Result<(), Error> {
     if !ancestors(table.oid()).contains(&change.relation) {
         return Ok(());
     }
     let plan = plans::of_change(change, table)?;
-    with_latest_snapshot(|| count(&plan.binding, table, blocks, counts))
+    let binding = &plan.binding;
+    with_latest_snapshot(|| {
+        sides(binding, table, blocks, |row, source, targets| {
+            each(row.tid(), binding.state(source, targets), binding.null_violation(targets).is_some());
+            Ok(())
+        })
+    })
 }
 
 /// An error if a table has rows but a scan finds none, after pieces of it had none. It may be gone.

@@ -183,7 +183,8 @@ fn resume(session: &Session) -> Result<(), Error> {
         }
         Ok(left)
     })?;
-    for change in session.transaction(|| if extension::is_installed() { catalog::left_by_sessions() } else { Ok(vec![]) })?
+    for change in
+        session.transaction(|| if extension::is_installed() { catalog::left_by_sessions() } else { Ok(vec![]) })?
     {
         match session.transaction(|| contract::clean_up_after(&change)) {
             // It is tried again at the launcher's next look.
@@ -236,9 +237,7 @@ fn take_slot(change: &Change, workers: u32) -> Option<Slot> {
 fn run_job(session: &Session, claim: &Claim, slot: Slot, change: Change) -> Result<(), Error> {
     match &change.job {
         Some(job) if job.kind == JobKind::Contract => {
-            let options = job.options;
-            let consent = Consent { accept_unmatched: options.accept_unmatched, force: options.force };
-            contract::contract(session, claim, consent, |what, waiting| {
+            contract::contract(session, claim, Consent::of_job(job.options), |what, waiting| {
                 show(session, &slot, &change.name, what, waiting)
             })
         }

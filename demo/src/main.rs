@@ -119,7 +119,7 @@ impl Demo {
         self.phase("contract", |demo| {
             demo.timeline.tell("-- an hour without users of street by default; a demo does not wait for that");
             demo.run("SET zdd.quiet_period = '1s'")?;
-            demo.run("CALL zdd.contract('address.street')")
+            demo.run("CALL zdd.contract('address.street', accept_lossy => true)")
         })?;
         self.phase("contracted: version 2 alone", |_| {
             watch();

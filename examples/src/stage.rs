@@ -17,7 +17,7 @@ pub const CONNECTIONS: usize = 4;
 pub const BACKFILL: &str = "CALL zdd.backfill('address.street')";
 pub const FENCE: &str = "SELECT zdd.fence('address.street')";
 pub const UNFENCE: &str = "SELECT zdd.unfence('address.street')";
-pub const CONTRACT: &str = "CALL zdd.contract('address.street')";
+pub const CONTRACT: &str = "CALL zdd.contract('address.street', accept_lossy => true)";
 pub const ROLLBACK: &str = "SELECT zdd.rollback('address.street')";
 
 /// How long to stay with each step.

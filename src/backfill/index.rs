@@ -16,7 +16,8 @@ use crate::pg::table::{Table, new_index_name};
 use crate::pg::version::VACUUM_ONLY;
 
 /// Removes the old row versions and tells the planner of the new columns. A VACUUM that is running already is left to do
-/// it. Where the backfill has a limit, it goes at the pace of autovacuum.
+/// it. Where the backfill has a limit, it goes at the pace of autovacuum. The table is not cut short: that takes ACCESS
+/// EXCLUSIVE, here and on standbys, where it cancels queries.
 pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Result<(), Error> {
     let table = session.transaction(|| Ok(Table::look_at(relation).map(|it| (it.name(), it.owner()))))?;
     let Some((name, owner)) = table else { return Ok(()) };
@@ -24,7 +25,7 @@ pub fn vacuum(session: &Session, change: &Change, relation: pg_sys::Oid) -> Resu
     let columns = ddl::column_list(&targets);
     let delay = if change.max_rows_per_second > 0 { "'2ms'" } else { "DEFAULT" };
     session.top_level(owner, &format!("SET vacuum_cost_delay = {delay}"))?;
-    let options = "SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON";
+    let options = "SKIP_LOCKED, ANALYZE, INDEX_CLEANUP ON, TRUNCATE OFF";
     session.top_level(owner, &format!("VACUUM ({options}) {VACUUM_ONLY}{name} ({columns})"))
 }
 

@@ -40,6 +40,15 @@ pub fn owner() -> Result<pg_sys::Oid, Error> {
 
 /// The function of the sync triggers, if pg_zdd is installed.
 pub fn sync_function() -> Option<pg_sys::Oid> {
+    trigger_function(c"sync")
+}
+
+/// The function of the triggers that watch for a contract, if pg_zdd is installed.
+pub fn watch_function() -> Option<pg_sys::Oid> {
+    trigger_function(c"watch")
+}
+
+fn trigger_function(name: &core::ffi::CStr) -> Option<pg_sys::Oid> {
     let schema = class::find(catalog()?)?.schema;
     // SAFETY: looks a function without arguments up by name, in that schema alone.
     let oid = unsafe {
@@ -47,7 +56,7 @@ pub fn sync_function() -> Option<pg_sys::Oid> {
         pg_sys::GetSysCacheOid(
             pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
             pg_sys::Anum_pg_proc_oid as i16,
-            pg_sys::Datum::from(c"sync".as_ptr()),
+            pg_sys::Datum::from(name.as_ptr()),
             pg_sys::Datum::from(arguments),
             pg_sys::Datum::from(schema),
             pg_sys::Datum::from(0),

@@ -14,6 +14,23 @@ use super::value::Value;
 use super::{c_string, list_of, node_string, tag};
 use crate::error::{Error, Violated};
 
+/// What a ROW trigger with one argument is called with, if it is one that fires at this time.
+fn trigger_data(fcinfo: pg_sys::FunctionCallInfo, timing: u32) -> Option<*mut pg_sys::TriggerData> {
+    // SAFETY: PostgreSQL passes a valid call info; for a trigger its context is TriggerData.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || tag(context) != pg_sys::NodeTag::T_TriggerData {
+            return None;
+        }
+        let data = context.cast::<pg_sys::TriggerData>();
+        let event = (*data).tg_event;
+        let fires = event & pg_sys::TRIGGER_EVENT_ROW != 0
+            && event & pg_sys::TRIGGER_EVENT_TIMINGMASK == timing
+            && (*(*data).tg_trigger).tgnargs == 1;
+        fires.then_some(data)
+    }
+}
+
 /// A BEFORE ROW trigger's call for an INSERT or an UPDATE.
 pub struct RowTrigger {
     data: *mut pg_sys::TriggerData,
@@ -22,22 +39,11 @@ pub struct RowTrigger {
 impl RowTrigger {
     /// The call, or an error if the function was called in any other way.
     pub fn from_call(fcinfo: pg_sys::FunctionCallInfo) -> Result<RowTrigger, Error> {
-        // SAFETY: PostgreSQL passes a valid call info; for a trigger its context is TriggerData.
-        unsafe {
-            let context = (*fcinfo).context;
-            if context.is_null() || tag(context) != pg_sys::NodeTag::T_TriggerData {
-                return Err(Error::NotATrigger);
-            }
-            let data = context.cast::<pg_sys::TriggerData>();
-            let event = (*data).tg_event;
-            let operation = event & pg_sys::TRIGGER_EVENT_OPMASK;
-            let before_row = event & pg_sys::TRIGGER_EVENT_ROW != 0
-                && event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_BEFORE;
-            let handled = operation == pg_sys::TRIGGER_EVENT_INSERT || operation == pg_sys::TRIGGER_EVENT_UPDATE;
-            if !before_row || !handled || (*(*data).tg_trigger).tgnargs != 1 {
-                return Err(Error::NotATrigger);
-            }
-            Ok(RowTrigger { data })
+        let data = trigger_data(fcinfo, pg_sys::TRIGGER_EVENT_BEFORE).ok_or(Error::NotATrigger)?;
+        // SAFETY: valid for the duration of the call.
+        match unsafe { (*data).tg_event } & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT | pg_sys::TRIGGER_EVENT_UPDATE => Ok(RowTrigger { data }),
+            _ => Err(Error::NotATrigger),
         }
     }
 
@@ -213,6 +219,81 @@ fn violation(error: &Error, violated: Violated, table: &Table) -> *mut pg_sys::E
     report.table_name = table.bare_name().as_pg_cstr();
     report.column_name = column.as_pg_cstr();
     report.into_pg()
+}
+
+/// An AFTER ROW trigger's call.
+pub struct WatchTrigger {
+    data: *mut pg_sys::TriggerData,
+}
+
+impl WatchTrigger {
+    /// The call, or an error if the function was called in any other way.
+    fn from_call(fcinfo: pg_sys::FunctionCallInfo) -> Result<WatchTrigger, Error> {
+        let data = trigger_data(fcinfo, pg_sys::TRIGGER_EVENT_AFTER).ok_or(Error::NotATrigger)?;
+        Ok(WatchTrigger { data })
+    }
+
+    /// The OID of the trigger.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: valid for the duration of the call, here and below.
+        unsafe { (*(*self.data).tg_trigger).tgoid }
+    }
+
+    pub fn table(&self) -> Table {
+        // SAFETY: the relation stays open for the duration of the call.
+        unsafe { Table::borrowed((*self.data).tg_relation) }
+    }
+
+    /// The trigger's one argument.
+    pub fn argument(&self) -> String {
+        // SAFETY: `from_call` has seen that there is one.
+        unsafe { c_string(*(*(*self.data).tg_trigger).tgargs) }
+    }
+
+    fn operation(&self) -> u32 {
+        // SAFETY: see `oid`.
+        unsafe { (*self.data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK }
+    }
+
+    /// The row as it was; `None` for an INSERT.
+    pub fn old_row(&self) -> Option<Row<'_>> {
+        // SAFETY: see `oid`; the slots hold the rows of the call.
+        let slot = unsafe { (*self.data).tg_trigslot };
+        (self.operation() != pg_sys::TRIGGER_EVENT_INSERT).then_some(Row { slot, table: PhantomData })
+    }
+
+    /// The row as it is; `None` for a DELETE.
+    pub fn new_row(&self) -> Option<Row<'_>> {
+        // SAFETY: see `old_row`.
+        let slot = unsafe {
+            match self.operation() {
+                pg_sys::TRIGGER_EVENT_INSERT => (*self.data).tg_trigslot,
+                pg_sys::TRIGGER_EVENT_UPDATE => (*self.data).tg_newslot,
+                _ => return None,
+            }
+        };
+        Some(Row { slot, table: PhantomData })
+    }
+}
+
+/// The SQL function zdd.watch().
+///
+/// # Safety
+/// Called by PostgreSQL alone.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn zdd_watch(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if let Err(error) = WatchTrigger::from_call(fcinfo).and_then(|trigger| crate::census::note(&trigger)) {
+        pgrx::pg_sys::panic::ErrorReport::from(error).report(pgrx::PgLogLevel::ERROR);
+    }
+    pg_sys::Datum::from(0)
+}
+
+/// Tells PostgreSQL how `zdd_watch` is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_zdd_watch() -> &'static pg_sys::Pg_finfo_record {
+    const VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &VERSION_1
 }
 
 /// Tells PostgreSQL how `zdd_sync` is called.

@@ -78,7 +78,7 @@ impl Contender for Zdd {
             self.max_rows_per_second.map(|rows| format!("`zdd.alter_change(…, max_rows_per_second => {rows})`, "));
         format!(
             "`zdd.split_column` with the regex of the README, {}{backfill} with its verification, `zdd.fence`, `CALL \
-             zdd.contract(…, force => true)`. All settings at their defaults.",
+             zdd.contract(…, accept_lossy => true, force => true)`. All settings at their defaults.",
             limit.unwrap_or_default()
         )
     }
@@ -127,7 +127,7 @@ impl Contender for Zdd {
 
     fn complete(&self, db: &Subject) -> Result<()> {
         db.run("SELECT zdd.fence('address.street')")?;
-        db.run("CALL zdd.contract('address.street', force => true)")
+        db.run("CALL zdd.contract('address.street', accept_lossy => true, force => true)")
     }
 
     fn is_variant(&self) -> bool {

@@ -1318,6 +1318,25 @@ fn where_no_slot_is_free_the_launcher_tries_again() {
     share_one_slot(db, None);
 }
 
+/// To cut a table short takes ACCESS EXCLUSIVE, and cancels queries on standbys.
+#[test]
+fn the_vacuum_at_the_end_does_not_cut_the_table_short() {
+    let mut db = Session::new();
+    // Rows without a street are not written.
+    db.run("CREATE TABLE address (id int PRIMARY KEY, street text, note text) WITH (autovacuum_enabled = off)");
+    db.run("INSERT INTO address SELECT i, NULL, repeat('x', 60) FROM generate_series(1, 20000) AS i");
+    db.run("DELETE FROM address WHERE id > 10000");
+    split(&mut db);
+    let size = "SELECT pg_relation_size('address')";
+    let before = db.number(size);
+    db.run(START);
+    db.run(EXPANDED);
+    wait_for(&mut db, "SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = 'address'", "1");
+    assert_eq!(db.number(size), before);
+    db.run("VACUUM address");
+    assert!(db.number(size) < before, "there was nothing to cut off");
+}
+
 /// Makes a contract stick behind its fence, as long as the other session holds it.
 #[track_caller]
 fn hold_contract(db: &mut Session) -> Session {

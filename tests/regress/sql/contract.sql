@@ -22,6 +22,8 @@ call zdd.contract('address.street', force => true);
 :refused
 call zdd.contract('address.street', force => true, accept_unmatched => true);
 :refused
+call zdd.contract('address.street', force => true, accept_unmatched => true, accept_lossy => true);
+:refused
 reset session authorization;
 set session_replication_role = replica;
 insert into address (street, streetname) values ('Elm Street 3', 'Oak Street'), ('Elm Street 4', null);
@@ -32,7 +34,7 @@ call zdd.contract('address.street', force => true, accept_unmatched => true);
 :refused
 call zdd.repair('address.street', 'old');
 :remember
-call zdd.contract('address.street', force => true, accept_unmatched => true);
+call zdd.contract('address.street', force => true, accept_unmatched => true, accept_lossy => true);
 :refused
 \! tests/regress/session "call zdd.backfill('address.street')"
 delete from address where street = '12' or street is null;
@@ -55,6 +57,7 @@ alter role regress_owner reset zdd.quiet_period;
 set session authorization regress_owner;
 show zdd.quiet_period;
 call zdd.contract('address.street');
+call zdd.contract('address.street', accept_lossy => true);
 \d address
 select * from address order by id;
 select change, relation, source, phase, rows_split from zdd.changes;
@@ -72,13 +75,13 @@ call zdd.contract(null);
 :refused
 drop table address;
 
--- Unmatched rows, when their loss is accepted. NULL for the other arguments is false.
+-- Unmatched rows, when their loss is accepted. NULL for these arguments is false.
 create table t (id integer generated always as identity primary key, a text);
 insert into t (a) values ('x'), ('1');
 select zdd.split_column('t', 'a', 'b text, c text', regex => '^(?<b>\D)(?<c>\d)?$', join => '[{b}][{c}]');
 \! tests/regress/session "call zdd.backfill('t.a')"
 :remember
-call zdd.contract('t.a', accept_unmatched => null, force => null);
+call zdd.contract('t.a', accept_unmatched => null, accept_lossy => null, force => null);
 :refused
 call zdd.contract('t.a', force => true);
 :refused
@@ -203,6 +206,44 @@ drop index parted1_a_k_idx;
 call zdd.contract('parted.a', force => true);
 \d parted1
 \d parted
+
+-- The index that tells subscribers which row is meant, and constraints of which one part minds the old column and the
+-- other another one. What the table is clustered by is an index as others are.
+create table t3 (id integer primary key, a text not null, other text);
+insert into t3 values (1, 'x 1', 'y');
+alter table t3 add constraint once unique (a);
+alter table t3 replica identity using index once;
+alter table t3 add constraint where_other exclude using btree (a with =) where (other <> '');
+alter table t3 add constraint where_a exclude using btree (other with =) where (a <> '');
+alter table t3 add constraint expression exclude using btree (upper(a) with =, other with =);
+alter table t3 add constraint upper_alone exclude using btree (upper(a) with =);
+alter table t3 add constraint alone exclude using btree (a with =) where (a <> 'x');
+alter table t3 add constraint included unique (a) include (other);
+create index clustered on t3 (a);
+alter table t3 cluster on clustered;
+select zdd.split_column('t3', 'a', 'b text, c text', delimiter => ' ');
+\! tests/regress/session "call zdd.backfill('t3.a')"
+:remember
+call zdd.contract('t3.a', force => true);
+:refused
+alter table t3 replica identity default, drop constraint where_other, drop constraint where_a,
+    drop constraint expression, drop constraint upper_alone, drop constraint included;
+call zdd.contract('t3.a', force => true);
+\d t3
+create table parted3 (k integer, a text not null) partition by list (k);
+create table parted31 partition of parted3 for values in (1);
+create table parted32 partition of parted3 for values in (2);
+create unique index on parted32 (a);
+alter table parted32 replica identity using index parted32_a_idx;
+insert into parted3 values (1, 'x y'), (2, 'x z');
+select zdd.split_column('parted3', 'a', 'b text, c text', delimiter => ' ');
+\! tests/regress/session "call zdd.backfill('parted3.a')"
+:remember
+call zdd.contract('parted3.a', force => true);
+:refused
+alter table parted32 replica identity full;
+call zdd.contract('parted3.a', force => true);
+update parted3 set c = 'updated' where k = 2;
 
 -- A sequence that the column owns, and a column that is an array of what it was split into.
 select zdd.split_column('parted', 'b', 'x text, y text', delimiter => ' ');

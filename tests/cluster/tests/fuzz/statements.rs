@@ -278,9 +278,9 @@ pub fn march(rng: &mut Rng, now: &Snapshot, role: Role) -> Option<Statement> {
         "expanded" => &[
             "SELECT zdd.fence({c})",
             "SELECT zdd.fence({c})",
-            "CALL zdd.contract({c}, accept_unmatched => true, force => true)",
+            "CALL zdd.contract({c}, accept_unmatched => true, accept_lossy => true, force => true)",
             "CALL zdd.contract({c})",
-            "SELECT zdd.start_contract({c}, accept_unmatched => true, force => true)",
+            "SELECT zdd.start_contract({c}, accept_unmatched => true, accept_lossy => true, force => true)",
             "SELECT * FROM zdd.verify({c})",
             "SELECT * FROM zdd.mismatches({c})",
             "CALL zdd.backfill({c})",
@@ -291,8 +291,8 @@ pub fn march(rng: &mut Rng, now: &Snapshot, role: Role) -> Option<Statement> {
         ],
         "fenced" => &[
             "SELECT zdd.unfence({c})",
-            "CALL zdd.contract({c}, accept_unmatched => true, force => true)",
-            "SELECT zdd.start_contract({c}, accept_unmatched => true, force => true)",
+            "CALL zdd.contract({c}, accept_unmatched => true, accept_lossy => true, force => true)",
+            "SELECT zdd.start_contract({c}, accept_unmatched => true, accept_lossy => true, force => true)",
             "CALL zdd.wait_for({c}, 'contracted', '1 second')",
             "CALL zdd.repair({c}, 'new')",
             "SELECT zdd.rollback({c})",

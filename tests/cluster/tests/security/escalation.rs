@@ -90,7 +90,10 @@ impl Way {
         let start = format!("SELECT zdd.start_backfill('t.a', fire_triggers => {})", self.fire_triggers);
         for (sql, phase) in [
             (start.as_str(), "expanded"),
-            ("SELECT zdd.start_contract('t.a', accept_unmatched => true, force => true)", "contracted"),
+            (
+                "SELECT zdd.start_contract('t.a', accept_unmatched => true, accept_lossy => true, force => true)",
+                "contracted",
+            ),
         ] {
             attempt(self, &mut stage.mallory, sql);
             let wait = format!("CALL zdd.wait_for('t.a', '{phase}', '{}')", if self.may_fail { "2s" } else { "60s" });

@@ -312,7 +312,7 @@ impl Play<'_> {
                 self.unsettled = false;
             }
             Verb::Contract => {
-                self.ask("CALL zdd.contract('twin', accept_unmatched => true, force => true)")?;
+                self.ask("CALL zdd.contract('twin', accept_unmatched => true, accept_lossy => true, force => true)")?;
             }
             Verb::Renew => self.renew()?,
         }
