@@ -7,9 +7,13 @@ use pg_zdd_cluster::wait_until;
 pub const BACKFILL: &str = "CALL zdd.backfill('address.street')";
 pub const START_BACKFILL: &str = "SELECT zdd.start_backfill('address.street')";
 pub const CONTRACT: &str = "CALL zdd.contract('address.street', force => true)";
+pub const START_CONTRACT: &str = "SELECT zdd.start_contract('address.street', force => true)";
 pub const FENCE: &str = "SELECT zdd.fence('address.street')";
 pub const UNFENCE: &str = "SELECT zdd.unfence('address.street')";
 pub const ROLLBACK: &str = "SELECT zdd.rollback('address.street')";
+/// A second change of the same table.
+pub const SPLIT_NAME: &str =
+    "SELECT zdd.split_column('address', 'name', columns => 'last text, first text', delimiter => ', ')";
 
 /// Workers of this database, as PostgreSQL knows them.
 pub const WORKERS: &str =
@@ -17,6 +21,8 @@ pub const WORKERS: &str =
 
 /// While the change is fenced.
 pub const FENCED: &str = "EXISTS (SELECT FROM zdd.change WHERE name = 'address.street' AND phase = 'fenced')";
+/// While somebody verifies.
+pub const VERIFIES: &str = "EXISTS (SELECT FROM zdd.worker WHERE doing = 'verifies')";
 pub const NEVER: &str = "false";
 
 /// A table of a hundred addresses.
@@ -114,9 +120,28 @@ pub fn until_stuck(db: &mut Session, call: &Background) {
     wait_until("the call waits", PATIENCE, || Ok(call.has_ended() || db.number(&waits) > 0)).expect("a wait");
 }
 
+/// Waits until a session is seen to want a table all for itself, or has ended.
+#[track_caller]
+pub fn until_it_wants_the_table(db: &mut Session, call: &Background) {
+    let wants = format!(
+        "SELECT count(*) FROM pg_locks WHERE pid = {} AND NOT granted AND locktype = 'relation'
+             AND mode = 'AccessExclusiveLock'",
+        call.pid
+    );
+    wait_until("the call wants the table", PATIENCE, || Ok(call.has_ended() || db.number(&wants) > 0)).expect("a wait");
+}
+
 /// The pid of the only worker.
 #[track_caller]
 pub fn worker(db: &mut Session) -> i32 {
     wait_for(db, WORKERS, "1");
     db.number(&WORKERS.replace("count(*)", "pid")) as i32
+}
+
+/// Ends the only worker, as an administrator does.
+#[track_caller]
+pub fn end_worker(db: &mut Session) {
+    let pid = worker(db);
+    db.run(&format!("SELECT pg_terminate_backend({pid})"));
+    wait_for(db, WORKERS, "0");
 }
