@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use postgres::{Client, Config, NoTls};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -64,7 +65,17 @@ pub struct Cluster {
     owner: Option<Owner>,
     /// The address space of each process of the server, in bytes.
     memory: Option<u64>,
+    template: Mutex<Template>,
     janitor: Child,
+}
+
+/// The database that others are copies of: CREATE EXTENSION takes as long as CREATE DATABASE.
+#[derive(Clone, Copy)]
+enum Template {
+    None,
+    /// There is one database already, so there will be more.
+    Wanted,
+    Made,
 }
 
 /// Who runs the server when we are root, which the server refuses to run as.
@@ -141,7 +152,7 @@ impl Cluster {
             // Out of the terminal's process group: Ctrl-C must not reach it.
             .process_group(0)
             .spawn()?;
-        Ok(Cluster { dir, bin, owner, memory: None, janitor })
+        Ok(Cluster { dir, bin, owner, memory: None, template: Mutex::new(Template::None), janitor })
     }
 
     fn start_at_own_socket(self, conf: &[(&str, &str)]) -> Result<Cluster> {
@@ -235,10 +246,30 @@ impl Cluster {
 
     /// A new database with pg_zdd in it, and a superuser's connection to it.
     pub fn create_database(&self, dbname: &str) -> Result<Client> {
-        self.connect("postgres", "postgres", "setup")?.batch_execute(&format!(r#"CREATE DATABASE "{dbname}""#))?;
-        let mut client = self.connect(dbname, "postgres", "setup")?;
-        client.batch_execute("CREATE EXTENSION pg_zdd").map_err(|e| -> Error { crate::describe(&e).into() })?;
-        Ok(client)
+        let mut setup = self.connect("postgres", "postgres", "setup")?;
+        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        match *template {
+            // Most clusters have only one.
+            Template::None => {
+                *template = Template::Wanted;
+                drop(template);
+                setup.batch_execute(&format!(r#"CREATE DATABASE "{dbname}""#))?;
+                let mut client = self.connect(dbname, "postgres", "setup")?;
+                client.batch_execute("CREATE EXTENSION pg_zdd").map_err(|e| -> Error { crate::describe(&e).into() })?;
+                return Ok(client);
+            }
+            Template::Wanted => {
+                setup.batch_execute("CREATE DATABASE with_zdd IS_TEMPLATE true")?;
+                let made = self.connect("with_zdd", "postgres", "setup")?.batch_execute("CREATE EXTENSION pg_zdd");
+                made.map_err(|e| -> Error { crate::describe(&e).into() })?;
+                setup.batch_execute("ALTER DATABASE with_zdd ALLOW_CONNECTIONS false")?;
+                *template = Template::Made;
+            }
+            Template::Made => {}
+        }
+        drop(template);
+        setup.batch_execute(&format!(r#"CREATE DATABASE "{dbname}" TEMPLATE with_zdd"#))?;
+        self.connect(dbname, "postgres", "setup")
     }
 
     /// One of PostgreSQL's client programs (psql, pgbench, pg_dump, …) with the connection in its environment.

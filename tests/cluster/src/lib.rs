@@ -18,14 +18,20 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Polls until `condition` holds. The error names what was waited for.
 pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    const SHORTEST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_millis(100);
     let deadline = Instant::now() + timeout;
-    while !condition()? {
+    loop {
+        let asked = Instant::now();
+        if condition()? {
+            return Ok(());
+        }
         if Instant::now() > deadline {
             return Err(format!("waited {timeout:?} in vain until {what}").into());
         }
-        std::thread::sleep(Duration::from_millis(5));
+        // What takes long to ask is not asked all the time: that would take the processor from what is waited for.
+        std::thread::sleep((asked.elapsed() * 4).clamp(SHORTEST, LONGEST));
     }
-    Ok(())
 }
 
 /// The message of an error, and for one that came from the server also its SQLSTATE, DETAIL and HINT.

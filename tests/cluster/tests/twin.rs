@@ -5,6 +5,8 @@
 //!
 //! PG_ZDD_SOAK_SECONDS: for how long (0, the default: some thousands of statements). PG_ZDD_SEED: the one run to play again.
 
+#[path = "twin/author.rs"]
+mod author;
 #[path = "twin/new_app.rs"]
 mod new_app;
 #[path = "twin/old_app.rs"]

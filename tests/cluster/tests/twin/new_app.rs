@@ -2,82 +2,38 @@
 
 use pg_zdd_cluster::fastrand::Rng;
 
-use super::old_app::settings;
+use super::author::{Author, Version, settings};
 use super::script::{Act, Save, Stage, Step, Verb};
 use super::shape::{Layout, ROWS, Shape, quoted};
 use super::source::{Rule, Target};
 use super::{one_in, pick};
 
-/// The new applications of a run.
-struct NewApp<'a> {
-    rng: Rng,
-    shape: &'a Shape,
-    rule: &'a Rule,
-    next_id: i32,
-    steps: Vec<Step>,
+struct New;
+
+type NewApp<'a> = Author<'a, New>;
+
+impl Version for New {
+    fn speak(author: &mut NewApp<'_>, app: usize, choice: u8) {
+        match choice {
+            0 => author.prepared(app),
+            1..4 => author.whole_row(app),
+            4 => {
+                let copy = author.copy();
+                author.act(app, copy);
+            }
+            5..11 => {
+                let sql = author.insert();
+                author.sql(app, sql);
+            }
+            _ => {
+                let sql = author.other();
+                author.sql(app, sql);
+            }
+        }
+    }
 }
 
-impl<'a> NewApp<'a> {
-    /// So many statements, of all applications, in transactions or not.
-    fn statements(&mut self, count: usize) {
-        for _ in 0..count {
-            let app = self.rng.usize(..3);
-            match self.rng.u8(..24) {
-                0 => self.act(app, Act::Begin("BEGIN")),
-                1 => self.act(app, Act::Begin("BEGIN ISOLATION LEVEL REPEATABLE READ")),
-                2 | 3 => {
-                    let end = pick(&mut self.rng, &["COMMIT", "COMMIT", "ROLLBACK"]);
-                    self.act(app, Act::End(end));
-                }
-                4 => {
-                    let savepoint = pick(&mut self.rng, &["SAVEPOINT s", "ROLLBACK TO s", "RELEASE s"]);
-                    self.act(app, Act::Savepoint(savepoint));
-                }
-                5 => self.prepared(app),
-                6..9 => self.whole_row(app),
-                9 => {
-                    let copy = self.copy();
-                    self.act(app, copy);
-                }
-                10..16 => {
-                    let sql = self.insert();
-                    self.act(app, Act::Sql(sql));
-                }
-                _ => {
-                    let sql = self.other();
-                    self.act(app, Act::Sql(sql));
-                }
-            }
-            if one_in(&mut self.rng, 15) {
-                self.steps.push(Step::Compare);
-            }
-        }
-    }
-
-    fn end_all(&mut self) {
-        for app in 0..3 {
-            let end = pick(&mut self.rng, &["COMMIT", "COMMIT", "ROLLBACK"]);
-            self.act(app, Act::End(end));
-        }
-    }
-
-    fn act(&mut self, app: usize, act: Act) {
-        self.steps.push(Step::App(app, act));
-    }
-
-    fn change(&mut self, verbs: &[Verb]) {
-        self.steps.extend(verbs.iter().map(|verb| Step::Change(*verb)));
-    }
-
-    fn id(&mut self) -> i32 {
-        if self.rng.bool() { self.rng.i32(1..=6) } else { self.rng.i32(1..=ROWS) }
-    }
-
-    fn fresh(&mut self) -> i32 {
-        self.next_id += 1;
-        self.next_id
-    }
-
+impl NewApp<'_> {
     fn literal(&mut self, target: &Target) -> String {
         let value = target.value(&mut self.rng);
         value.map_or_else(|| "NULL".to_owned(), |text| format!("{}::{}", quoted(&text), target.cast()))
@@ -113,10 +69,6 @@ impl<'a> NewApp<'a> {
         }
     }
 
-    fn region(&mut self) -> &'static str {
-        pick(&mut self.rng, &["n", "s", "e", "w"])
-    }
-
     fn columns(&self) -> String {
         let kept = self.shape.columns.iter().filter(|name| **name != self.shape.source);
         kept.map(|name| (*name).to_owned()).chain(self.rule.target_names()).collect::<Vec<_>>().join(", ")
@@ -142,8 +94,7 @@ impl<'a> NewApp<'a> {
             5 => format!("INSERT INTO {table} (id, {names}) VALUES ({known}, {values}) ON CONFLICT DO NOTHING{returning}"),
             6 => {
                 let all = self.rule.target_names().join(", ");
-                let to = self.fresh();
-                self.next_id += ROWS;
+                let to = self.fresh_for_all();
                 format!(
                     "INSERT INTO {table} (id, region, {all}) SELECT {to} + id, region, {all} FROM {table}
                      WHERE id BETWEEN 1 AND 4 AND {} IS NOT NULL{returning}",
@@ -225,10 +176,10 @@ impl<'a> NewApp<'a> {
         let target = self.rule.targets[self.rng.usize(..self.rule.targets.len())].clone();
         let name = format!("p{}", self.steps.len());
         let text = format!("UPDATE {table} SET {0} = $2, qty = qty + 1 WHERE id = $1 RETURNING id, {0}", target.name);
-        self.act(app, Act::Sql(format!("PREPARE {name} (int, {}) AS {text}", target.cast())));
+        self.sql(app, format!("PREPARE {name} (int, {}) AS {text}", target.cast()));
         for _ in 0..7 {
             let (id, value) = (self.id(), self.literal(&target));
-            self.act(app, Act::Sql(format!("EXECUTE {name} ({id}, {value})")));
+            self.sql(app, format!("EXECUTE {name} ({id}, {value})"));
         }
     }
 
@@ -269,7 +220,8 @@ fn renewal(rng: &mut Rng, shape: &Shape, rule: &Rule) -> Vec<String> {
     let table = shape.table;
     let first = rule.targets[0].name;
     let mut ddl = vec![format!("ALTER TABLE {table} ALTER note SET DEFAULT 'new'")];
-    if one_in(rng, 3) {
+    // On a NOT NULL column it would be a second constraint that says the same.
+    if one_in(rng, 3) && !rule.targets[0].not_null {
         ddl.push(format!(
             "ALTER TABLE {table} ADD CONSTRAINT new_check CHECK ({first} IS NOT NULL OR qty > 3) NOT VALID"
         ));
@@ -307,7 +259,7 @@ pub fn stage(rng: &mut Rng) -> Stage {
     let rule = shape.kind.rule(rng);
     let settings = (0..3).map(|_| settings(rng)).collect();
     let renewal = renewal(rng, &shape, &rule);
-    let mut app = NewApp { rng: rng.fork(), shape: &shape, rule: &rule, next_id: 1000, steps: Vec::new() };
+    let mut app = NewApp::new(rng.fork(), &shape, &rule, New);
     let backfill = Verb::Backfill { workers: rng.u8(..2), rows_per_second: 0 };
     app.change(&[Verb::Split, Verb::Await, backfill, Verb::AwaitExpanded, Verb::Renew]);
     app.statements(50);

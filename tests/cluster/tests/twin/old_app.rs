@@ -2,87 +2,40 @@
 
 use pg_zdd_cluster::fastrand::Rng;
 
+use super::author::{Author, Version, settings};
 use super::script::{Act, Save, Stage, Step, Verb};
 use super::shape::{Layout, ROWS, Shape, literal, quoted};
-use super::source::{Rule, Value};
+use super::source::Value;
 use super::{one_in, pick};
 
-/// The old applications of a run.
-pub struct OldApp<'a> {
-    pub rng: Rng,
-    pub shape: &'a Shape,
-    pub rule: &'a Rule,
+/// What old applications may meet.
+#[derive(Default)]
+struct Old {
     /// Whether the change has begun and is not over: rows then have a new side.
-    pub split: bool,
+    split: bool,
     /// Whether every row carries both shapes, so that the new application writes too.
-    pub expanded: bool,
+    expanded: bool,
     /// Whether there are mappers that save the new side too, which they do not know.
-    pub star: bool,
-    /// Keys that nobody had.
-    next_id: i32,
-    pub steps: Vec<Step>,
+    star: bool,
 }
 
-impl<'a> OldApp<'a> {
-    pub fn new(rng: Rng, shape: &'a Shape, rule: &'a Rule) -> OldApp<'a> {
-        OldApp { rng, shape, rule, split: false, expanded: false, star: false, next_id: 1000, steps: Vec::new() }
-    }
+type OldApp<'a> = Author<'a, Old>;
 
-    /// So many statements, of all applications, in transactions or not.
-    pub fn statements(&mut self, count: usize) {
-        for _ in 0..count {
-            let app = self.rng.usize(..3);
-            match self.rng.u8(..24) {
-                0 => self.act(app, Act::Begin("BEGIN")),
-                1 => self.act(app, Act::Begin("BEGIN ISOLATION LEVEL REPEATABLE READ")),
-                2 | 3 => {
-                    let end = pick(&mut self.rng, &["COMMIT", "COMMIT", "ROLLBACK"]);
-                    self.act(app, Act::End(end));
-                }
-                4 => {
-                    let savepoint = pick(&mut self.rng, &["SAVEPOINT s", "ROLLBACK TO s", "RELEASE s"]);
-                    self.act(app, Act::Savepoint(savepoint));
-                }
-                5 => self.prepared(app),
-                6 => self.cursor(app),
-                7..10 => self.whole_row(app),
-                _ => {
-                    let act = self.statement();
-                    self.act(app, act);
-                }
-            }
-            if one_in(&mut self.rng, 15) {
-                self.steps.push(Step::Compare);
+impl Version for Old {
+    fn speak(author: &mut OldApp<'_>, app: usize, choice: u8) {
+        match choice {
+            0 => author.prepared(app),
+            1 => author.cursor(app),
+            2..5 => author.whole_row(app),
+            _ => {
+                let act = author.statement();
+                author.act(app, act);
             }
         }
     }
+}
 
-    /// Nobody is in a transaction any more.
-    pub fn end_all(&mut self) {
-        for app in 0..3 {
-            let end = pick(&mut self.rng, &["COMMIT", "COMMIT", "ROLLBACK"]);
-            self.act(app, Act::End(end));
-        }
-    }
-
-    fn act(&mut self, app: usize, act: Act) {
-        self.steps.push(Step::App(app, act));
-    }
-
-    fn sql(&mut self, app: usize, sql: String) {
-        self.act(app, Act::Sql(sql));
-    }
-
-    /// A key that is there, often one that others want too.
-    fn id(&mut self) -> i32 {
-        if self.rng.bool() { self.rng.i32(1..=6) } else { self.rng.i32(1..=ROWS) }
-    }
-
-    fn fresh(&mut self) -> i32 {
-        self.next_id += 1;
-        self.next_id
-    }
-
+impl OldApp<'_> {
     fn value(&mut self) -> Value {
         self.shape.kind.value(&mut self.rng)
     }
@@ -90,10 +43,6 @@ impl<'a> OldApp<'a> {
     fn literal(&mut self) -> String {
         let value = self.value();
         literal(self.shape.kind, &value)
-    }
-
-    fn region(&mut self) -> &'static str {
-        pick(&mut self.rng, &["n", "s", "e", "w"])
     }
 
     /// What most statements end with.
@@ -119,7 +68,7 @@ impl<'a> OldApp<'a> {
             13..15 => Act::Sql(self.other()),
             15 | 16 => Act::Sql(self.around()),
             17 => self.copy(),
-            18 if self.expanded && !self.shape.watched => self.write_of_new_application(),
+            18 if self.version.expanded && !self.shape.watched => self.write_of_new_application(),
             _ => Act::Sql(self.read()),
         }
     }
@@ -138,8 +87,7 @@ impl<'a> OldApp<'a> {
             }
             4 => self.insert_all(id, &value),
             5 => {
-                let to = self.fresh();
-                self.next_id += ROWS;
+                let to = self.fresh_for_all();
                 format!(
                     "INSERT INTO {table} (id, {source}, qty, region) SELECT {to} + id, {source}, qty, '{region}' FROM {table}
                      WHERE id BETWEEN 1 AND 4{returning}"
@@ -160,7 +108,7 @@ impl<'a> OldApp<'a> {
             }
             9 => format!("INSERT INTO {table} (id, {source}) VALUES ({known}, {value}) ON CONFLICT DO NOTHING{returning}"),
             10 if self.shape.serial => format!("INSERT INTO {table} ({source}) VALUES ({value}), (DEFAULT){returning}"),
-            11 if self.split => {
+            11 if self.version.split => {
                 // A mapper that knows all columns of the table.
                 let targets = self.rule.target_names();
                 let nulls = vec!["NULL"; targets.len()].join(", ");
@@ -416,10 +364,10 @@ impl<'a> OldApp<'a> {
             self.shape.columns.iter().filter(|name| **name != "id").map(|name| (*name).to_owned()).collect();
         let width = columns.len();
         let mut loaded = columns.clone();
-        if self.split {
+        if self.version.split {
             loaded.extend(self.rule.target_names());
         }
-        let star = (self.star && self.rng.bool()).then_some(width);
+        let star = (self.version.star && self.rng.bool()).then_some(width);
         if star.is_some() {
             columns.clone_from(&loaded);
         }
@@ -459,83 +407,56 @@ pub fn stage(rng: &mut Rng) -> Stage {
     let shape = Shape::random(rng, false);
     let rule = shape.kind.rule(rng);
     let settings = (0..3).map(|_| settings(rng)).collect();
-    let mut app = OldApp::new(rng.fork(), &shape, &rule);
-    let change = |app: &mut OldApp, verbs: &[Verb]| app.steps.extend(verbs.iter().map(|verb| Step::Change(*verb)));
+    let mut app = OldApp::new(rng.fork(), &shape, &rule, Old::default());
     app.statements(12);
-    change(&mut app, &[Verb::Split]);
+    app.change(&[Verb::Split]);
     app.statements(6);
     app.end_all();
-    change(&mut app, &[Verb::Await]);
+    app.change(&[Verb::Await]);
     app.steps.push(Step::Compare);
-    app.split = true;
-    app.star = true;
+    app.version.split = true;
+    app.version.star = true;
     let before = rng.usize(..25);
     app.statements(before);
     // With this row locked the change stays `expanding`, so that it is known what mappers may save.
-    change(&mut app, &[Verb::Hold]);
+    app.change(&[Verb::Hold]);
     let backfill = Verb::Backfill { workers: rng.u8(..3), rows_per_second: pick(rng, &[0, 60, 150]) };
-    change(&mut app, &[backfill]);
+    app.change(&[backfill]);
     app.statements(25);
     if one_in(rng, 3) {
-        change(&mut app, &[Verb::Pause]);
+        app.change(&[Verb::Pause]);
         app.statements(6);
-        change(&mut app, &[Verb::Resume]);
+        app.change(&[Verb::Resume]);
         app.statements(6);
     }
     let early = one_in(rng, 6);
     if !early {
-        app.star = false;
-        change(&mut app, &[Verb::Release]);
+        app.version.star = false;
+        app.change(&[Verb::Release]);
         app.statements(6);
         app.end_all();
-        change(&mut app, &[Verb::AwaitExpanded]);
+        app.change(&[Verb::AwaitExpanded]);
         app.steps.push(Step::Compare);
-        (app.expanded, app.star) = (true, rule.conflict == "old");
+        (app.version.expanded, app.version.star) = (true, rule.conflict == "old");
         app.statements(25);
         if one_in(rng, 2) {
             app.end_all();
-            change(&mut app, &[Verb::Fence, Verb::Unfence]);
+            app.change(&[Verb::Fence, Verb::Unfence]);
             app.statements(8);
         }
     }
     app.end_all();
     app.steps.push(Step::Compare);
     if early || one_in(rng, 2) {
-        change(&mut app, &[Verb::Rollback]);
-        (app.split, app.expanded, app.star) = (false, false, false);
+        app.change(&[Verb::Rollback]);
+        (app.version.split, app.version.expanded, app.version.star) = (false, false, false);
         app.statements(10);
         app.end_all();
         app.steps.push(Step::Compare);
     } else {
         // Nobody needs the old column any more.
-        change(&mut app, &[Verb::AwaitExpanded, Verb::Fence]);
+        app.change(&[Verb::AwaitExpanded, Verb::Fence]);
     }
     let steps = app.steps;
     Stage { shape, rule, settings, renewal: Vec::new(), steps }
-}
-
-/// What a session begins with.
-pub fn settings(rng: &mut Rng) -> String {
-    let mut settings = "SET search_path = app, public; SET client_min_messages = warning".to_owned();
-    const HARMLESS: [&str; 10] = [
-        "DateStyle = 'German, DMY'",
-        "IntervalStyle = sql_standard",
-        "extra_float_digits = 0",
-        "bytea_output = escape",
-        "plan_cache_mode = force_generic_plan",
-        "plan_cache_mode = force_custom_plan",
-        "enable_indexscan = off; SET enable_seqscan = off",
-        "timezone = 'Asia/Kathmandu'",
-        "search_path = ''",
-        "constraint_exclusion = on",
-    ];
-    const HARMFUL: [&str; 3] =
-        ["quote_all_identifiers = on", "standard_conforming_strings = off", "transform_null_equals = on"];
-    if one_in(rng, 2) {
-        settings += &format!("; SET {}", pick(rng, &HARMLESS));
-    }
-    if one_in(rng, 4) {
-        settings += &format!("; SET {}", pick(rng, &HARMFUL));
-    }
-    settings
 }

@@ -73,7 +73,7 @@ impl Kind {
             target.not_null = one_in(rng, 3);
             if one_in(rng, 6) && target.type_name == "int" {
                 target.default = Some("7");
-            } else if one_in(rng, 6) && holds_text(target) {
+            } else if one_in(rng, 6) && holds_text(target) && self.definition != "app.mood" {
                 target.default = Some("'new'");
             }
         }
