@@ -6,6 +6,7 @@ pub mod address;
 mod cluster;
 pub mod load;
 pub mod session;
+pub mod usage;
 
 use std::time::{Duration, Instant};
 

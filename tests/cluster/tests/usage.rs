@@ -3,60 +3,14 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use pg_zdd_cluster::postgres::SimpleQueryMessage;
-use pg_zdd_cluster::session::Session;
+use pg_zdd_cluster::session::{Session, shared_cluster};
+use pg_zdd_cluster::usage::{
+    BACKFILL, CONTRACT, OLD_READ, PRELOADED, SPLIT, TABLE, application, expanded, expanded_on, start, usage,
+};
 use pg_zdd_cluster::{Cluster, Stop, wait_until};
-
-const PRELOADED: (&str, &str) = ("shared_preload_libraries", "pg_zdd");
-
-/// The cluster that these tests share. Each has a database of its own.
-fn cluster() -> &'static Cluster {
-    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| start(&[PRELOADED, ("wal_level", "logical"), ("max_worker_processes", "16")]))
-}
-
-fn start(conf: &[(&str, &str)]) -> Cluster {
-    Cluster::start(conf).unwrap_or_else(|e| panic!("no cluster: {e}"))
-}
-
-const TABLE: &str = "CREATE TABLE address (id int PRIMARY KEY, street text, city text);
-    INSERT INTO address SELECT i, 'Elm ' || i, 'X' FROM generate_series(1, 10) AS i";
-const SPLIT: &str =
-    "SELECT zdd.split_column('address', 'street', 'streetname text, housenumber text', delimiter => ' ')";
-const BACKFILL: &str = "CALL zdd.backfill('address.street')";
-const CONTRACT: &str = "CALL zdd.contract('address.street')";
-
-/// A database with an expanded change that nobody has used, and the application that will.
-fn expanded() -> (Session, Session) {
-    expanded_on(cluster())
-}
-
-fn expanded_on(cluster: &Cluster) -> (Session, Session) {
-    let mut db = Session::on(cluster);
-    db.run(TABLE);
-    db.run(SPLIT);
-    db.run(BACKFILL);
-    let app = application(&db, "shop");
-    (db, app)
-}
-
-/// A connection of an application.
-fn application(db: &Session, name: &str) -> Session {
-    let mut app = db.another();
-    app.run(&format!("SET application_name = '{name}'"));
-    app
-}
-
-/// A line per application and side: reads, writes and errors.
-fn usage(db: &mut Session) -> String {
-    db.text(
-        "SELECT application_name, side, reads || 'r' || writes || 'w' || errors || 'e' FROM zdd.usage
-         ORDER BY application_name, side DESC",
-    )
-}
 
 /// What one use of an application gives.
 #[track_caller]
@@ -74,7 +28,6 @@ fn sql(sql: &str, expected: &str) {
     recorded("", |_, app| app.run(sql), expected);
 }
 
-const OLD_READ: &str = "shop|old|1r0w0e";
 const NEW_READ: &str = "shop|new|1r0w0e";
 const OLD_WRITE: &str = "shop|old|0r1w0e";
 const NEW_WRITE: &str = "shop|new|0r1w0e";
@@ -243,7 +196,7 @@ fn parallel_query_counts_once() {
 
 #[test]
 fn partitions_directly_and_through_their_parent() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(
         "CREATE TABLE address (id int, street text, region text) PARTITION BY LIST (region);
          CREATE TABLE north PARTITION OF address FOR VALUES IN ('n');
@@ -270,7 +223,7 @@ fn partitions_directly_and_through_their_parent() {
 
 #[test]
 fn inheritance_children() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run("CREATE TABLE address (id int, street text); CREATE TABLE child () INHERITS (address)");
     db.run(SPLIT);
     let mut app = application(&db, "shop");
@@ -304,7 +257,7 @@ fn two_changes_of_a_table() {
 
 #[test]
 fn a_session_that_was_there_before_the_change() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     let mut app = application(&db, "shop");
     app.run("PREPARE p AS SELECT street FROM address; EXECUTE p");
@@ -315,7 +268,7 @@ fn a_session_that_was_there_before_the_change() {
 
 #[test]
 fn a_transaction_that_began_before_the_change() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     db.run("CREATE TABLE other (id int)");
     let mut app = application(&db, "shop");
@@ -510,7 +463,7 @@ fn what_gives_way_to_nobody_is_no_conflict() {
 
 #[test]
 fn conflicts_are_counted_once_for_a_row_however_it_is_written() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(
         "CREATE TABLE address (id int, street text, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
          CREATE TABLE north PARTITION OF address FOR VALUES IN ('n');
@@ -539,7 +492,7 @@ fn conflicts_are_counted_once_for_a_row_however_it_is_written() {
 
 #[test]
 fn a_row_that_is_saved_as_it_was_before_it_was_split_is_a_conflict() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     db.run(
         "SELECT zdd.split_column('address', 'street', 'streetname text NOT NULL, housenumber text',
@@ -590,7 +543,7 @@ fn conflicts_are_reset_and_end_with_the_change() {
 
 #[test]
 fn own_work_does_not_count() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     db.run(
         "CREATE FUNCTION t() RETURNS trigger LANGUAGE plpgsql AS
@@ -618,7 +571,7 @@ fn own_work_does_not_count() {
 
 #[test]
 fn rules_that_query_the_table_do_not_count() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     db.run(
         "CREATE FUNCTION f(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS
@@ -638,7 +591,7 @@ fn pg_dump_is_shown_but_no_contract_waits_for_it() {
     // What is generated is not dumped.
     db.run("ALTER TABLE address ADD twice int GENERATED ALWAYS AS (id * 2) STORED");
     let name = db.text("SELECT current_database()");
-    let mut dump = cluster().client_tool("pg_dump", &name);
+    let mut dump = shared_cluster().client_tool("pg_dump", &name);
     let output = dump.output().unwrap();
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("COPY public.address"));
     assert_eq!(usage(&mut db), "pg_dump|old|1r0w0e\npg_dump|new|1r0w0e");
@@ -673,7 +626,7 @@ fn a_change_that_was_rolled_back_leaves_nothing() {
 
 #[test]
 fn errors_of_the_split() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run("CREATE TABLE address (id int PRIMARY KEY, street varchar(5))");
     db.run(
         "SELECT zdd.split_column('address', 'street', 'streetname text NOT NULL, housenumber text',
@@ -744,7 +697,7 @@ fn while_fenced_whoever_names_the_old_column_is_shown() {
 
 #[test]
 fn a_partition_named_while_fenced() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(
         "CREATE TABLE address (id int, street text) PARTITION BY LIST (id);
          CREATE TABLE first PARTITION OF address FOR VALUES IN (1)",
@@ -914,7 +867,7 @@ fn contract_without_preloading_needs_a_fence_or_force() {
 /// subscription, there is no contract.
 #[test]
 fn logical_replication_apply() {
-    let publisher = cluster();
+    let publisher = shared_cluster();
     let (mut db, _) = expanded();
     let name = db.text("SELECT current_database()");
     db.run("CREATE PUBLICATION p FOR TABLE address");
@@ -1170,7 +1123,8 @@ fn a_contract_does_not_trust_a_record_of_which_something_is_lost() {
 /// All are there, and see what they should, in either order.
 #[test]
 fn hooks_are_chained() {
-    let pkglib = std::process::Command::new(cluster().bin_dir().join("pg_config")).arg("--pkglibdir").output().unwrap();
+    let pkglib =
+        std::process::Command::new(shared_cluster().bin_dir().join("pg_config")).arg("--pkglibdir").output().unwrap();
     let pkglib = String::from_utf8(pkglib.stdout).unwrap();
     if !Session::on(cluster()).has_extension("pg_stat_statements") {
         return;

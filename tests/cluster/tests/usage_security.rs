@@ -1,47 +1,10 @@
 //! What a contract goes by, who uses the old column, must not be forged, wiped or crowded out. Each test is what somebody
 //! tried who owns a table of his own, or nothing, and what others see after it.
 
-use std::sync::OnceLock;
-
-use pg_zdd_cluster::Cluster;
 use pg_zdd_cluster::session::Session;
-
-const PRELOADED: (&str, &str) = ("shared_preload_libraries", "pg_zdd");
-
-/// The cluster that these tests share. Each has a database of its own, and names its roles after itself.
-fn cluster() -> &'static Cluster {
-    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| start(&[PRELOADED, ("max_prepared_transactions", "5")]))
-}
-
-fn start(conf: &[(&str, &str)]) -> Cluster {
-    Cluster::start(conf).unwrap_or_else(|e| panic!("no cluster: {e}"))
-}
-
-const TABLE: &str = "CREATE TABLE address (id int PRIMARY KEY, street text, city text);
-    INSERT INTO address SELECT i, 'Elm ' || i, 'X' FROM generate_series(1, 10) AS i";
-const SPLIT: &str =
-    "SELECT zdd.split_column('address', 'street', 'streetname text, housenumber text', delimiter => ' ')";
-const BACKFILL: &str = "CALL zdd.backfill('address.street')";
-const FENCE: &str = "SELECT zdd.fence('address.street')";
-const CONTRACT: &str = "CALL zdd.contract('address.street')";
-
-/// A database with an expanded change that nobody has used, and the application that will.
-fn expanded() -> (Session, Session) {
-    let mut db = Session::on(cluster());
-    for sql in [TABLE, SPLIT, BACKFILL] {
-        db.run(sql);
-    }
-    let app = application(&db, "shop");
-    (db, app)
-}
-
-/// A connection of an application.
-fn application(db: &Session, name: &str) -> Session {
-    let mut app = db.another();
-    app.run(&format!("SET application_name = '{name}'"));
-    app
-}
+use pg_zdd_cluster::usage::{
+    BACKFILL, CONTRACT, FENCE, OLD_READ, PRELOADED, SPLIT, TABLE, application, expanded, expanded_on, start, usage,
+};
 
 /// A role that may log in and make tables, and its session.
 fn attacker(db: &mut Session, role: &str) -> Session {
@@ -49,21 +12,11 @@ fn attacker(db: &mut Session, role: &str) -> Session {
     db.another_as(role)
 }
 
-/// A line per application and side: reads, writes and errors.
-fn usage(db: &mut Session) -> String {
-    db.text(
-        "SELECT application_name, side, reads || 'r' || writes || 'w' || errors || 'e' FROM zdd.usage
-         ORDER BY application_name, side DESC",
-    )
-}
-
-const OLD_READ: &str = "shop|old|1r0w0e";
-
 // Wiping
 
 #[test]
 fn a_change_whose_trigger_is_called_the_same_wipes_nothing() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(TABLE);
     db.run(&SPLIT.replace(')', &format!(", change => '{}')", "v".repeat(60))));
     let mut app = application(&db, "shop");
@@ -172,7 +125,7 @@ fn who_may_not_use_the_table_cannot_pretend_to() {
 
 #[test]
 fn who_may_use_a_partition_counts() {
-    let mut db = Session::on(cluster());
+    let mut db = Session::new();
     db.run(
         "CREATE TABLE address (id int, street text) PARTITION BY LIST (id);
          CREATE TABLE first PARTITION OF address FOR VALUES IN (1)",
@@ -324,11 +277,7 @@ fn forged_fences_do_not_blind_the_record() {
 #[test]
 fn many_names_of_one_role_crowd_nobody_out() {
     let cluster = start(&[PRELOADED, ("zdd.usage_max", "10")]);
-    let mut db = Session::on(&cluster);
-    for sql in [TABLE, SPLIT, BACKFILL] {
-        db.run(sql);
-    }
-    let mut app = db.another();
+    let (mut db, mut app) = expanded_on(&cluster);
     for name in ["shop 1.0", "shop 2.0", "report"] {
         app.run(&format!("SET application_name = '{name}'; SELECT street FROM address"));
     }
