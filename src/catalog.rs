@@ -140,6 +140,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Whose claim it is.
+    pub fn role(&self) -> pg_sys::Oid {
+        self.role
+    }
+
     /// The claim of a role to an active change of this name.
     pub fn new(name: &str, role: pg_sys::Oid) -> Result<Claim, Error> {
         let change = find(name)?;

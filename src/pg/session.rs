@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use pgrx::{PgTryBuilder, pg_sys};
 
 use super::memory::Memory;
+use super::outside::{Caller, Statement};
 use super::settings::set_local;
 use super::subxact::{Caught, catch};
 use crate::error::Error;
@@ -95,6 +96,7 @@ impl Session {
     /// Runs one statement that begins transactions of its own, such as VACUUM, as a client of this role would. Only a worker
     /// can. What such statements evaluate of users PostgreSQL itself restricts to the table's owner.
     pub fn top_level(&self, role: pg_sys::Oid, sql: &str) -> Result<(), Error> {
+        let statement = self.transaction(|| Statement::of(Caller::of_worker(role)))?;
         let _role = super::security::become_role(role);
         let sql = CString::new(sql).map_err(|error| Error::Spi(error.to_string()))?;
         // SAFETY: as exec_simple_query does it for a client: a transaction command, one parsed statement, a portal of its
@@ -104,7 +106,7 @@ impl Session {
             // The statement must outlive the transactions that it ends.
             let memory = Memory::long_lived();
             memory.make_current();
-            let ran = caught(|| {
+            let run = || {
                 let statements = pg_sys::pg_parse_query(sql.as_ptr());
                 let statement = (*(*statements).elements).ptr_value.cast::<pg_sys::RawStmt>();
                 let tag = pg_sys::CreateCommandTag((*statement).stmt);
@@ -125,8 +127,8 @@ impl Session {
                     std::ptr::null_mut(),
                 );
                 pg_sys::PortalDrop(portal, false);
-            });
-            match ran {
+            };
+            match statement.run(|| caught(run)) {
                 Ok(()) => commit(),
                 Err(error) => {
                     pg_sys::AbortCurrentTransaction();
