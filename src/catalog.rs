@@ -247,6 +247,11 @@ impl Claim {
         self.right.relation
     }
 
+    /// Whose claim it is.
+    pub fn role(&self) -> pg_sys::Oid {
+        self.right.role
+    }
+
     /// The change as it is now, unlocked; an error if the claim has moved on.
     pub fn find(&self) -> Result<Change, Error> {
         self.unmoved(self.right.find()?)

@@ -44,6 +44,7 @@ extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["views", "
 pub extern "C-unwind" fn _PG_init() {
     pg::disable_backtraces();
     guc::register();
+    pg::outside::install();
     if pg::shmem::is_preloading() {
         pg::shmem::install();
         pg::hook::install();

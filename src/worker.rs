@@ -12,7 +12,7 @@ use crate::guc;
 use crate::pg::security::is_superuser;
 use crate::pg::session::Session;
 use crate::pg::worker::{self, Ending, Order};
-use crate::pg::{extension, lock};
+use crate::pg::{extension, lock, outside};
 
 const WORKER: &core::ffi::CStr = c"pg_zdd worker";
 const RESUMER: &core::ffi::CStr = c"pg_zdd resumer";
@@ -204,6 +204,7 @@ fn work_for(session: &Session, change: Change) -> Result<(), Error> {
     if session.transaction(|| exceeds_quota(id))? {
         return Ok(());
     }
+    outside::work_for(claim.role());
     let done = match session.whole(|| run_job(session, &claim, slot, change)) {
         Ok(()) => Ok(()),
         Err(error) => session.transaction(|| give_up(id, &name, &error)),

@@ -13,13 +13,15 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData};
 
-use super::security::{Switch, switch_to};
-use super::settings::{Pin, Settings};
+use super::outside::{Caller, Statement};
+use super::security::switch_to;
+use super::settings::{Pin, Setting, Settings};
 use crate::error::Error;
 
 /// The proof that the code which has it runs behind the gate. It cannot be kept: it lives as long as the call.
 pub struct Gate<'g> {
     owner: pg_sys::Oid,
+    caller: Caller,
     _call: PhantomData<&'g ()>,
 }
 
@@ -27,26 +29,26 @@ pub struct Gate<'g> {
 /// owner's code can neither become somebody else nor leave anything behind in the session. The owner sees all rows, also
 /// under FORCE ROW LEVEL SECURITY.
 pub fn as_owner<R>(owner: pg_sys::Oid, f: impl FnOnce(&Gate) -> R) -> R {
-    enter(owner, Pin::ALL, f)
+    enter(owner, || Settings::pin_noting(Pin::ALL), f)
 }
 
 /// The same, but names without a schema mean what they mean to the caller, who has written them.
 pub fn as_owner_for_caller<R>(owner: pg_sys::Oid, f: impl FnOnce(&Gate) -> R) -> R {
-    enter(owner, Pin::ALL_BUT_SEARCH_PATH, f)
+    enter(owner, || Settings::pin_noting(Pin::ALL_BUT_SEARCH_PATH), f)
 }
 
 /// The same for one row after the other: what is immutable needs no more than the search_path that it was parsed under, and
 /// settings cost more than most rules do.
 pub fn as_owner_for_row<R>(owner: pg_sys::Oid, f: impl FnOnce(&Gate) -> R) -> R {
-    enter(owner, Pin::SEARCH_PATH, f)
+    enter(owner, || (Settings::pin(Pin::SEARCH_PATH), Vec::new()), f)
 }
 
-fn enter<R>(owner: pg_sys::Oid, pins: &[Pin], f: impl FnOnce(&Gate) -> R) -> R {
+fn enter<R>(owner: pg_sys::Oid, pin: impl FnOnce() -> (Settings, Vec<Setting>), f: impl FnOnce(&Gate) -> R) -> R {
     const RESTRICTED: u32 =
         pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_NOFORCE_RLS;
-    let _switch: Switch = switch_to(owner, RESTRICTED);
-    let _settings = Settings::pin(pins);
-    f(&Gate { owner, _call: PhantomData })
+    let switch = switch_to(owner, RESTRICTED);
+    let (_settings, before) = pin();
+    f(&Gate { owner, caller: Caller::before(&switch, before), _call: PhantomData })
 }
 
 impl Gate<'_> {
@@ -55,9 +57,10 @@ impl Gate<'_> {
         self.owner
     }
 
-    /// Runs a statement.
+    /// Runs a statement of our own. The event triggers that it sets off run as the caller, outside of the gate.
     pub fn execute(&self, sql: &str) -> Result<(), Error> {
-        Ok(Spi::connect_mut(|client| client.update(sql, None, &[]).map(drop))?)
+        let statement = Statement::of(self.caller.clone())?;
+        Ok(statement.run(|| Spi::connect_mut(|client| client.update(sql, None, &[]).map(drop)))?)
     }
 
     /// Runs a statement once for each list of arguments and calls `each` with every row that it gives.

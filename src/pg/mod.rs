@@ -14,6 +14,7 @@ pub mod inval;
 pub mod lock;
 pub mod lookup;
 pub mod memory;
+pub mod outside;
 pub mod page;
 pub mod parse;
 pub mod privilege;

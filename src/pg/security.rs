@@ -158,14 +158,29 @@ pub(super) struct Switch {
     context: i32,
 }
 
+impl Switch {
+    /// The role and the security context that were there before.
+    pub(super) fn before(&self) -> (pg_sys::Oid, i32) {
+        (self.role, self.context)
+    }
+}
+
 /// Switches to a role and adds to the security context: a restriction that is in force already stays in force.
 pub(super) fn switch_to(role: pg_sys::Oid, context: u32) -> Switch {
+    let switch = switch_exactly(role, 0);
+    // SAFETY: as in `switch_exactly`.
+    unsafe { pg_sys::SetUserIdAndSecContext(role, switch.context | context as i32) };
+    switch
+}
+
+/// Switches to a role and a security context that once were in force, for code that does not belong behind the gate.
+pub(super) fn switch_exactly(role: pg_sys::Oid, context: i32) -> Switch {
     let (mut saved_role, mut saved_context) = (pg_sys::InvalidOid, 0);
     // SAFETY: saves and sets backend variables; `drop` sets them back, and so does the abort of the (sub)transaction if an
     // error comes first.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut saved_role, &mut saved_context);
-        pg_sys::SetUserIdAndSecContext(role, saved_context | context as i32);
+        pg_sys::SetUserIdAndSecContext(role, context);
     }
     DEPTH.set(DEPTH.get() + 1);
     Switch { role: saved_role, context: saved_context }

@@ -8,6 +8,7 @@ use pgrx::{PgTryBuilder, pg_sys};
 
 use super::lock;
 use super::memory::Memory;
+use super::outside::{Caller, Statement};
 use super::settings::set_local;
 use super::subxact::{Caught, catch};
 use crate::error::Error;
@@ -114,6 +115,7 @@ impl Session {
     /// Runs one statement that begins transactions of its own, such as VACUUM, as a client of this role would. Only a worker
     /// can. What such statements evaluate of users PostgreSQL itself restricts to the table's owner.
     pub fn top_level(&self, role: pg_sys::Oid, sql: &str) -> Result<(), Error> {
+        let statement = self.transaction(|| Statement::of(Caller::of_worker(role)))?;
         let _role = super::security::become_role(role);
         let sql = CString::new(sql).map_err(|error| Error::Spi(error.to_string()))?;
         // SAFETY: as exec_simple_query does it for a client: a transaction command, one parsed statement, a portal of its
@@ -124,7 +126,7 @@ impl Session {
             // The statement must outlive the transactions that it ends.
             let memory = Memory::long_lived();
             memory.make_current();
-            let ran = caught(|| {
+            let run = || {
                 let statements = pg_sys::pg_parse_query(sql.as_ptr());
                 let statement = (*(*statements).elements).ptr_value.cast::<pg_sys::RawStmt>();
                 let tag = pg_sys::CreateCommandTag((*statement).stmt);
@@ -136,8 +138,8 @@ impl Session {
                 let nowhere = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone);
                 super::version::run_portal(portal, nowhere);
                 pg_sys::PortalDrop(portal, false);
-            });
-            match ran {
+            };
+            match statement.run(|| caught(run)) {
                 Ok(()) => commit(),
                 Err(error) => {
                     pg_sys::AbortCurrentTransaction();

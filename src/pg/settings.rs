@@ -1,6 +1,6 @@
 //! Settings that hold for a while, whoever the current role is.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
 
@@ -77,6 +77,17 @@ unsafe fn is_utc() -> bool {
     unsafe { CStr::from_ptr(pg_sys::pg_get_timezone_name(pg_sys::session_timezone)) == c"UTC" }
 }
 
+/// The name and the value of a setting.
+pub type Setting = (&'static CStr, CString);
+
+fn current(name: &CStr) -> CString {
+    // SAFETY: NULL or a NUL-terminated text, which is copied at once.
+    unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() { CString::default() } else { CStr::from_ptr(value).to_owned() }
+    }
+}
+
 /// Settings that are put back when this is dropped, with all that the code in between has set.
 pub struct Settings {
     nest_level: i32,
@@ -92,6 +103,22 @@ impl Settings {
                 set(pin.name, pin.value, pg_sys::GucAction::GUC_ACTION_SAVE);
             }
         }
+        settings
+    }
+
+    /// The same. Returns what it has changed, as it was.
+    pub(super) fn pin_noting(pins: &[Pin]) -> (Settings, Vec<Setting>) {
+        // SAFETY: reads variables of this backend, see `Pin`.
+        let changed = pins.iter().filter(|pin| !unsafe { (pin.holds)() });
+        let before = changed.map(|pin| (pin.name, current(pin.name))).collect();
+        (Settings::pin(pins), before)
+    }
+
+    /// Gives settings these values.
+    pub(super) fn of<'s>(values: impl Iterator<Item = (&'s CStr, &'s CStr)>) -> Settings {
+        let settings = Settings::begin();
+        // This action ties the values to the level.
+        values.for_each(|(name, value)| set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE));
         settings
     }
 
@@ -113,9 +140,7 @@ impl Drop for Settings {
 
 /// Runs `f` with some settings changed for its duration.
 pub fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R {
-    let _saved = Settings::begin();
-    // This action ties the values to the level.
-    settings.iter().for_each(|(name, value)| set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE));
+    let _saved = Settings::of(settings.iter().copied());
     f()
 }
 

@@ -6,6 +6,7 @@
 
 mod errors;
 mod escalation;
+mod event_triggers;
 mod extension;
 mod guard;
 mod other_owners;
