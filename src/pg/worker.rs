@@ -251,7 +251,7 @@ unsafe fn ignore_settings_for_clients() {
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
         (c"role", c"none"),
-        // Foreign keys are checked, whatever clients do without.
+        // Constraint triggers fire, whatever clients do without.
         (c"session_replication_role", c"origin"),
     ]) {
         // SAFETY: the strings are NUL-terminated and PostgreSQL copies them.

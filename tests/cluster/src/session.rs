@@ -142,7 +142,7 @@ impl Session {
 
     /// Whether there are collations of ICU here. A test that cannot run without them says so.
     pub fn has_icu(&mut self) -> bool {
-        self.has("ICU", "SELECT count(*) > 0 FROM pg_collation WHERE collprovider = 'i'")
+        self.has("ICU", "SELECT count(*) > 0 FROM pg_collation WHERE collname = 'und-x-icu'")
     }
 
     fn has(&mut self, what: &str, sql: &str) -> bool {

@@ -71,7 +71,8 @@ fn in_flight(db: &mut Session) {
 
 const CATALOG: &str = "SELECT change, relation, source, targets, phase, phase_since, rule, started_at, started_by
     FROM zdd.changes ORDER BY change";
-const EVENTS: &str = "SELECT * FROM zdd.events";
+/// The texts of errors are not in a dump.
+const EVENTS: &str = "SELECT at, change, event, detail - '{error,detail,hint}'::text[], role FROM zdd.events";
 const TRIGGERS: &str = "SELECT tgrelid::regclass::text, tgname, tgenabled, tgparentid <> 0, md5(tgargs)
     FROM pg_trigger WHERE tgfoid = 'zdd.sync()'::regprocedure ORDER BY 1, 2";
 

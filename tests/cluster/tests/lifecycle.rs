@@ -56,7 +56,7 @@ fn states(db: &mut Session) -> String {
 fn shape(db: &mut Session) -> String {
     db.text(
         "SELECT c.oid::regclass::text, string_agg(a.attname || CASE WHEN a.attnotnull THEN '!' ELSE '' END, ',' ORDER BY a.attnum),
-             (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE conrelid = c.oid),
+             (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE conrelid = c.oid AND contype <> 'n'),
              (SELECT string_agg(tgname || tgenabled::text, ',' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = c.oid)
          FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
          WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped

@@ -1,5 +1,6 @@
 //! What not all versions of PostgreSQL have.
 
+use pg_zdd_cluster::address::wait_for;
 use pg_zdd_cluster::session::Session;
 
 const RULE: &str =
@@ -97,4 +98,39 @@ fn without_event_triggers_a_broken_change_takes_no_writes() {
     db.run("CREATE ROLE versions_owner LOGIN");
     let error = db.another_as("versions_owner").error("SET event_triggers = off");
     assert!(error.contains("(42501)"), "{error}");
+}
+
+/// transaction_timeout is for clients.
+#[test]
+fn workers_take_longer_than_transactions_may() {
+    let Some(mut db) = expanding(17, "") else { return };
+    let name = db.text("SELECT current_database()");
+    db.run(&format!("ALTER DATABASE {name} SET transaction_timeout = '50ms'"));
+    db.run(
+        "CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql
+             AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN new; END $$;
+         CREATE TRIGGER a BEFORE UPDATE ON address FOR EACH ROW EXECUTE FUNCTION take_time();
+         SELECT zdd.start_backfill('address.street', fire_triggers => true)",
+    );
+    db.run("CALL zdd.wait_for('address.street', 'expanded', '60 s')");
+    assert_eq!(streets(&mut db), "Elm 1|Elm|1\nOak 2|Oak|2\nAsh 3|Ash|3");
+    assert_eq!(db.text("SELECT * FROM zdd.events WHERE event = 'error'"), "");
+}
+
+/// VACUUM of a table means its children too from 18 on, but each has its own turn.
+#[test]
+fn a_table_and_its_children_are_vacuumed_once() {
+    let mut db = Session::new();
+    db.run(
+        "CREATE TABLE address (id int, street text); CREATE TABLE child () INHERITS (address);
+         INSERT INTO address VALUES (1, 'Elm 1'); INSERT INTO child VALUES (2, 'Oak 2')",
+    );
+    db.run(&split("streetname text, housenumber text"));
+    db.run("SELECT zdd.start_backfill('address.street')");
+    db.run("CALL zdd.wait_for('address.street', 'expanded', '60 s')");
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'pg_zdd%'
+        AND datname = current_database()";
+    wait_for(&mut db, workers, "0");
+    let vacuumed = "SELECT relname, vacuum_count FROM pg_stat_user_tables WHERE schemaname = 'public' ORDER BY 1";
+    assert_eq!(db.text(vacuumed), "address|1\nchild|1");
 }

@@ -214,22 +214,6 @@ fn workers_spread_over_partitions() {
     assert_eq!(db.number("SELECT count(DISTINCT tablename) FROM pg_stats WHERE attname = 'housenumber'"), 6);
 }
 
-/// By their own worker alone: VACUUM of a table means its children too, from PostgreSQL 18 on.
-#[test]
-fn a_table_and_its_children_are_vacuumed_once() {
-    let mut db = Session::new();
-    db.run("CREATE TABLE address (id int, street text, note text); CREATE TABLE child () INHERITS (address)");
-    for table in ["address", "child"] {
-        db.run(&format!("INSERT INTO {table} SELECT i, 'Elm Street ' || i FROM generate_series(1, 2000) AS i"));
-    }
-    split(&mut db);
-    db.run(START);
-    db.run(EXPANDED);
-    wait_for(&mut db, WORKERS, "0");
-    let vacuumed = "SELECT relname, vacuum_count FROM pg_stat_user_tables WHERE schemaname = 'public' ORDER BY 1";
-    assert_eq!(db.text(vacuumed), "address|1\nchild|1");
-}
-
 #[test]
 fn more_workers_than_there_is_work_for() {
     let mut db = address(Session::new(), 1_000);
@@ -879,12 +863,7 @@ fn settings_of_the_database_do_not_come_in_the_way() {
         "default_transaction_read_only = on",
         "search_path = 'nowhere'",
         "role = worker_client",
-        // From 17 on.
-        "transaction_timeout = '50ms'",
     ] {
-        if setting.starts_with("transaction_timeout") && db.major() < 17 {
-            continue;
-        }
         db.run(&format!("ALTER DATABASE {name} SET {setting}"));
     }
     holder.run(HOLD);
