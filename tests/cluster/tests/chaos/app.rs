@@ -343,6 +343,7 @@ impl<'s> App<'s> {
         };
         let judge = &self.stage.judge;
         let who = if run.plan.version == Version::Old { "old application" } else { "new application" };
+        judge.times(who, sent.elapsed());
         let failure = match done {
             Ok(done) => {
                 judge.counts(who, "00000");

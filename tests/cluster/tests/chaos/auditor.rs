@@ -22,12 +22,14 @@ pub struct Auditor<'s> {
     client: Option<Client>,
     log: Log,
     next_comparison: Instant,
+    /// A table does not hold what it should. What comes of it is no news.
+    is_spoilt: bool,
 }
 
 impl<'s> Auditor<'s> {
     pub fn new(stage: &'s Stage<'s>) -> Self {
         let log = Log::of(stage.cluster.log());
-        Auditor { stage, client: None, log, next_comparison: Instant::now() + BETWEEN_COMPARISONS }
+        Auditor { stage, client: None, log, next_comparison: Instant::now() + BETWEEN_COMPARISONS, is_spoilt: false }
     }
 
     pub fn look(&mut self) {
@@ -115,15 +117,44 @@ impl<'s> Auditor<'s> {
             if let Some(first) = compared.faults.first() {
                 let count = compared.faults.len();
                 judge.finds("a table does not hold what was written", &format!("{count} rows, such as {first}"));
-                // What comes of it is no news.
+                self.is_spoilt = true;
                 judge.ends();
                 return;
             }
             for (&slot, standing) in TABLES[table].slots.iter().zip(&compared.standings) {
                 if standing.source(slot).is_none() {
                     self.release(slot);
+                } else {
+                    self.verify(slot);
                 }
             }
+        }
+    }
+
+    /// What is expanded has no rows that are not, unless they came with a partition.
+    fn verify(&mut self, slot: usize) {
+        let table = &TABLES[SLOTS[slot].table];
+        let change = SLOTS[slot].change;
+        let counted = self.try_to(|_, client| {
+            let before = world::standings(client, table)?;
+            if !before[table.place(slot)].is_active || before[table.place(slot)].is_expanding() {
+                return Ok((before, vec![]));
+            }
+            let counts = world::rows(client, &format!("SELECT pending, diverged FROM zdd.verify('{change}')"));
+            let is_steady = before == world::standings(client, table)?;
+            match counts {
+                Ok(counts) if is_steady => Ok((before, counts[0].clone())),
+                // Over, or begun anew.
+                Err(error) if is_steady => Err(error),
+                _ => Ok((before, vec![])),
+            }
+        });
+        let Some((standings, counts)) = counted else { return };
+        let has_come = !self.stage.models.partitions()[SLOTS[slot].table].is_empty();
+        let is_wrong = |place: usize| counts.get(place).is_some_and(|count| count.as_deref() != Some("0"));
+        if (is_wrong(0) && !has_come) || is_wrong(1) {
+            let title = "rows are pending or diverged in a change that is expanded";
+            self.stage.judge.finds(title, &format!("{counts:?}: {:?}", standings[table.place(slot)]));
         }
     }
 
@@ -173,6 +204,9 @@ impl<'s> Auditor<'s> {
             return judge.finds("the server does not come back", &error.to_string());
         }
         self.compare();
+        if self.is_spoilt {
+            return;
+        }
         let active = "SELECT name FROM zdd.change WHERE relation IS NOT NULL";
         let _ = self.try_to(|_, client| {
             client.batch_execute("SET zdd.lock_patience = '60s'")?;
@@ -190,7 +224,7 @@ impl<'s> Auditor<'s> {
         for (what, sql) in LEFT_BEHIND {
             let mut left = Vec::new();
             // What ends by itself has a moment to do so.
-            let _ = wait_until("nothing is left", Duration::from_secs(15), || {
+            let _ = wait_until("nothing is left", Duration::from_secs(20), || {
                 if let Some(found) = self.try_to(|_, client| world::rows(client, sql)) {
                     left = found;
                 }
@@ -214,7 +248,14 @@ const LEFT_BEHIND: &[(&str, &str)] = &[
         "SELECT pid, backend_type, query FROM pg_stat_activity
         WHERE backend_type LIKE 'pg_zdd%' AND backend_type NOT IN ('pg_zdd launcher', 'pg_zdd usage saver')",
     ),
-    ("usage", "SELECT entries FROM zdd.usage_info WHERE entries <> 0"),
+    (
+        "usage",
+        // A crash brings back what was saved last.
+        "SELECT DISTINCT c.id, c.phase
+        FROM jsonb_array_elements(pg_read_file('pg_stat/pg_zdd_usage.json', true)::jsonb -> 'entries') AS e
+        JOIN zdd.change AS c ON c.id = (e ->> 'change')::bigint
+        WHERE c.phase_since > (SELECT recorded_since FROM zdd.usage_info) + interval '1 second'",
+    ),
     (
         "an index that was not finished",
         "SELECT indexrelid::regclass FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
@@ -304,6 +345,14 @@ FROM (
     UNION ALL SELECT 'built_index', change_id FROM zdd.built_index
 ) AS w (what, change_id)
 WHERE w.change_id NOT IN (SELECT id FROM active)
+UNION ALL
+SELECT 'a step that does not follow from the one before', concat_ws(' ', p.change, p.before, 'and then', p.event, p.detail)
+FROM (
+    SELECT e.change, e.event, e.detail, lag(e.event) OVER (PARTITION BY e.change_id ORDER BY e.id) AS before
+    FROM zdd.event AS e WHERE e.event IN ('expanding', 'expanded', 'fenced', 'contracted', 'rolled_back')
+) AS p
+WHERE NOT (coalesce(p.before, 'nothing') || ' ' || p.event) = ANY ('{{nothing expanding, expanding expanded,
+    expanding rolled_back, expanded fenced, expanded rolled_back, fenced expanded, fenced contracted, fenced rolled_back}}')
 UNION ALL
 SELECT 'an event of a change that is over', concat_ws(' ', e.change, e.event, e.detail, 'after', f.event)
 FROM zdd.event AS f JOIN zdd.event AS e ON e.change_id = f.change_id AND e.id > f.id

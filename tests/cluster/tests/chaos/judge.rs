@@ -18,6 +18,8 @@ struct Notes {
     findings: BTreeMap<String, (u64, String)>,
     /// Statements and verbs by what became of them.
     outcomes: BTreeMap<(String, String), u64>,
+    /// How long they took at most.
+    longest: BTreeMap<String, Duration>,
     /// Backends that the driver has ended.
     struck: BTreeSet<i32>,
     /// Backends whose statements the driver has cancelled, and when last.
@@ -77,6 +79,12 @@ impl Judge {
         *self.notes().outcomes.entry((what.to_owned(), outcome.to_owned())).or_default() += 1;
     }
 
+    pub fn times(&self, what: &str, took: Duration) {
+        let mut notes = self.notes();
+        let longest = notes.longest.entry(what.to_owned()).or_default();
+        *longest = took.max(*longest);
+    }
+
     /// How often something has come to this, or to anything.
     pub fn count(&self, what: &str, outcome: Option<&str>) -> u64 {
         let is_meant =
@@ -120,7 +128,8 @@ impl Judge {
             of.entry(what).or_default().push(format!("{outcome} {count}"));
         }
         for (what, outcomes) in of {
-            println!("  {what:<28} {}", outcomes.join(", "));
+            let longest = notes.longest.get(what).map_or(0, Duration::as_millis);
+            println!("  {what:<16} {longest:>6} ms  {}", outcomes.join(", "));
         }
     }
 

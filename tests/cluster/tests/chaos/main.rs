@@ -42,6 +42,8 @@ pub struct Stage<'c> {
     cluster: &'c Cluster,
     judge: &'c Judge,
     models: &'c Models,
+    /// What a contract is told that may lose values.
+    acceptance: &'static str,
 }
 
 /// A connection that the driver may have struck down.
@@ -114,9 +116,9 @@ fn round(seed: u64, time: Duration) -> std::result::Result<(), String> {
     settings.extend(Log::SETTINGS);
     let cluster = Cluster::start(&settings).unwrap_or_else(|e| panic!("no cluster: {e}"));
     let models = Models::new(APPLICATIONS);
-    build(&cluster, &models).unwrap_or_else(|e| panic!("no tables: {e}"));
+    let acceptance = build(&cluster, &models).unwrap_or_else(|e| panic!("no tables: {e}"));
     let judge = Judge::new(time);
-    let stage = Stage { cluster: &cluster, judge: &judge, models: &models };
+    let stage = Stage { cluster: &cluster, judge: &judge, models: &models, acceptance };
     let mut numbers = 0..;
     let mut rng = || Rng::with_seed(seed.wrapping_mul(1000).wrapping_add(numbers.next().unwrap_or(0)));
     let (mut auditor, owner, saboteur) = (auditor::Auditor::new(&stage), rng(), rng());
@@ -155,10 +157,16 @@ fn round(seed: u64, time: Duration) -> std::result::Result<(), String> {
     judge.verdict()
 }
 
-fn build(cluster: &Cluster, models: &Models) -> Result<()> {
+/// Makes the tables. Returns what a contract is told that may lose values.
+fn build(cluster: &Cluster, models: &Models) -> Result<&'static str> {
     let mut client = cluster.create_database(world::DATABASE)?;
     for sql in [world::build(), models.fill()] {
         client.batch_execute(&sql).map_err(|e| describe(&e))?;
     }
-    Ok(())
+    // Without it lossy rows go with a NOTICE.
+    let knows_lossy = "SELECT FROM pg_proc WHERE proname = 'contract' AND 'accept_lossy' = ANY (proargnames)";
+    Ok(match world::rows(&mut client, knows_lossy)?.is_empty() {
+        true => ", accept_unmatched => true",
+        false => ", accept_unmatched => true, accept_lossy => true",
+    })
 }

@@ -11,7 +11,7 @@ use crate::{Line, QUIET, Stage};
 /// What a verb may answer: a phase that does not go with it, somebody who is in the way or was quicker, rows or objects
 /// that forbid it, no such change or column, a column or name that is taken, a NULL, and to a serializable transaction.
 const ANSWERS: &[&str] = &[
-    "55000", "55006", "55P03", "40001", "2BP01", "42704", "42703", "42701", "42710", "23502",
+    "55000", "55006", "40001", "2BP01", "42704", "42703", "42701", "42710", "23502",
     // A savepoint that was not set, since the block had failed before.
     "3B001",
 ];
@@ -68,7 +68,7 @@ impl<'s> Operator<'s> {
                 4..7 => self.transaction(slot),
                 _ => self.campaign(slot),
             }
-            std::thread::sleep(Duration::from_millis(self.rng.u64(1..60)));
+            std::thread::sleep(Duration::from_millis(self.rng.u64(1..30)));
         }
     }
 
@@ -126,7 +126,7 @@ impl<'s> Operator<'s> {
         }
         for verb in verbs {
             self.say(&verb);
-            std::thread::sleep(Duration::from_millis(self.rng.u64(1..300)));
+            std::thread::sleep(Duration::from_millis(self.rng.u64(1..150)));
         }
     }
 
@@ -164,11 +164,15 @@ impl<'s> Operator<'s> {
             74..82 => call("unfence", ""),
             82..88 => call("rollback", ""),
             88..92 => {
-                let contract = Contract { slot, accepts: *is_untidy, force: chance(rng, 60) };
-                call("start_contract", &contract.arguments())
+                let contract = Contract { slot, accepts: *is_untidy && chance(rng, 70), force: chance(rng, 60) };
+                call("start_contract", &contract.arguments(self.stage.acceptance))
             }
             92..96 => call("reset_usage", ""),
-            _ => Verb::new("mismatches", format!("SELECT count(*) FROM zdd.mismatches('{change}')")),
+            96 | 97 => Verb::new("mismatches", format!("SELECT count(*) FROM zdd.mismatches('{change}')")),
+            _ => Verb::new(
+                "views",
+                "TABLE zdd.progress; TABLE zdd.workers; TABLE zdd.changes; TABLE zdd.usage".to_owned(),
+            ),
         }
     }
 
@@ -189,7 +193,7 @@ impl<'s> Operator<'s> {
         let Slot { change, is_untidy, .. } = &SLOTS[slot];
         let rng = &mut self.rng;
         let contract = Contract { slot, accepts: *is_untidy && chance(rng, 70), force: chance(rng, 65) };
-        let sql = format!("CALL zdd.contract('{change}'{})", contract.arguments());
+        let sql = format!("CALL zdd.contract('{change}'{})", contract.arguments(self.stage.acceptance));
         Verb { contract: Some(contract), ..Verb::new("contract", sql) }
     }
 
@@ -212,6 +216,7 @@ impl<'s> Operator<'s> {
         let used = verb.contract.and_then(|contract| self.stage.models.last_use(contract.slot));
         let sent = Instant::now();
         let found = world::rows(&mut line.client, &verb.sql);
+        judge.times(verb.name, sent.elapsed());
         let failure = match found {
             Ok(found) => {
                 judge.counts(verb.name, "00000");
@@ -231,6 +236,7 @@ impl<'s> Operator<'s> {
             "57014" => judge.has_cancelled(line.pid, sent),
             // Whoever waits for two tables at once must expect it.
             "40P01" => true,
+            "55P03" => failure.text.contains("DETAIL"),
             state => ANSWERS.contains(&state),
         };
         if !is_asked_for {
@@ -248,15 +254,10 @@ impl<'s> Operator<'s> {
 }
 
 impl Contract {
-    fn arguments(self) -> String {
-        let mut arguments = String::new();
-        if self.accepts {
-            arguments += ", accept_unmatched => true";
-        }
-        if self.force {
-            arguments += ", force => true";
-        }
-        arguments
+    fn arguments(self, acceptance: &str) -> String {
+        let accepts = if self.accepts { acceptance } else { "" };
+        let force = if self.force { ", force => true" } else { "" };
+        format!("{accepts}{force}")
     }
 
     /// A contract has succeeded that was called at `sent`.

@@ -40,9 +40,10 @@ impl<'s> Owner<'s> {
         while !self.stage.judge.is_over() {
             std::thread::sleep(Duration::from_millis(self.rng.u64(50..500)));
             let region = 10 + self.rng.i32(0..3);
-            match self.rng.u8(0..10) {
-                0 | 1 => self.attach(region),
-                2 => self.remove(region),
+            let waits = self.rng.bool();
+            match self.rng.u8(..12) {
+                0..4 => self.attach(region, waits),
+                4..6 => self.remove(region),
                 _ => {
                     let (name, sql) = self.statement();
                     let _ = self.say(name, &sql);
@@ -117,8 +118,8 @@ impl<'s> Owner<'s> {
         Err(failure)
     }
 
-    /// Attaches a partition with rows that nobody has split yet.
-    fn attach(&mut self, region: i32) {
+    /// Attaches a partition with rows that nobody has split yet, if it can be while a contract has counted and not dropped.
+    fn attach(&mut self, region: i32, waits: bool) {
         let models = self.stage.models;
         let rows: Rows = (0..ROWS)
             .map(|n| {
@@ -127,6 +128,12 @@ impl<'s> Owner<'s> {
                 (800_000 + region * 1000 + n, Row { region, note: 0, values: vec![Some(value)] })
             })
             .collect();
+        if waits {
+            let _ = wait_until("the old column is fenced", Duration::from_secs(1), || {
+                let standing = self.line.as_mut().map(|line| world::standings(&mut line.client, &TABLES[TABLE]));
+                Ok(!matches!(standing, Some(Ok(standing)) if standing[0].has(SLOTS[SLOT].source)))
+            });
+        }
         let _gate = models.gate.read().unwrap_or_else(PoisonError::into_inner);
         if models.partitions()[TABLE].values().any(|row| row.region == region) {
             return;
