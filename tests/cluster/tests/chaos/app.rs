@@ -515,7 +515,7 @@ impl Run<'_> {
                 let row = with(slot, value.clone()).unwrap_or_else(|| {
                     let mut values = vec![None; table.slots.len()];
                     values[place] = value;
-                    Row { region: id % REGIONS, note: 0, values }
+                    Row::new(id % REGIONS, values)
                 });
                 (statement(sql, Some(slot), *way == Way::Prepared), Some(row))
             }

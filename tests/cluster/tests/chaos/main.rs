@@ -106,6 +106,7 @@ fn round(seed: u64, time: Duration) -> std::result::Result<(), String> {
         ("shared_preload_libraries", "pg_zdd"),
         ("max_worker_processes", "24"),
         ("shared_buffers", "32MB"),
+        ("max_wal_size", "256MB"),
         ("jit", "off"),
         ("zdd.launcher_naptime", "1s"),
         ("zdd.usage_save_interval", "1s"),

@@ -20,7 +20,15 @@ pub struct Row {
     pub note: i64,
     /// One for each of the table's slots.
     pub values: Vec<Option<String>>,
+    /// What else either side may hold of `DIVERGING`, since somebody has written both past the trigger, and others repair.
+    pub rivals: Vec<String>,
 }
+
+/// The slot in whose table some rows are made to diverge.
+pub const DIVERGING: usize = 1;
+
+/// These rows, which nobody else writes.
+pub const DIVERGED: std::ops::Range<i32> = 700_000..700_020;
 
 /// The rows of one owner in one table.
 pub type Rows = BTreeMap<i32, Row>;
@@ -41,7 +49,7 @@ type Use = Mutex<Option<(Instant, Instant)>>;
 pub struct Models {
     /// Held by whoever writes, for as long as the table and the model may differ.
     pub gate: RwLock<()>,
-    /// Of each application, of the owner's partitions, and of the rows that nobody writes.
+    /// Of each application, then rows that are made to diverge, those of the owner's partitions, and those nobody writes.
     holdings: Vec<Holding>,
     pub shared: [Vec<Shared>; TABLES.len()],
     pub uses: [Use; SLOTS.len()],
@@ -51,15 +59,17 @@ impl Models {
     pub fn new(applications: usize) -> Models {
         let models = Models {
             gate: RwLock::default(),
-            holdings: (0..applications + 2).map(|_| Holding::default()).collect(),
+            holdings: (0..applications + 3).map(|_| Holding::default()).collect(),
             shared: TABLES.map(|_| (0..SHARED).map(|_| Shared::default()).collect()),
             uses: SLOTS.map(|_| Use::default()),
         };
         for (rows, table) in models.still().iter_mut().zip(&TABLES) {
             let values = |id| table.slots.iter().map(|&slot| Some(SLOTS[slot].still(id))).collect();
-            *rows =
-                (1..=STILL).map(|id| (id, Row { region: id % world::REGIONS, note: 0, values: values(id) })).collect();
+            *rows = (1..=STILL).map(|id| (id, Row::new(id % world::REGIONS, values(id)))).collect();
         }
+        let table = &TABLES[SLOTS[DIVERGING].table];
+        let values = |id| table.slots.iter().map(|&slot| Some(SLOTS[slot].still(id))).collect();
+        models.diverging()[SLOTS[DIVERGING].table] = DIVERGED.map(|id| (id, Row::new(0, values(id)))).collect();
         models
     }
 
@@ -69,6 +79,11 @@ impl Models {
 
     pub fn application(&self, number: usize) -> MutexGuard<'_, [Rows; TABLES.len()]> {
         self.holding(number)
+    }
+
+    /// The rows that are made to diverge.
+    pub fn diverging(&self) -> MutexGuard<'_, [Rows; TABLES.len()]> {
+        self.holding(self.holdings.len() - 3)
     }
 
     /// The rows in partitions that come and go.
@@ -89,10 +104,12 @@ impl Models {
     /// The rows that are there at the beginning.
     pub fn fill(&self) -> String {
         let mut sql = String::new();
-        for (table, rows) in TABLES.iter().zip(self.still().iter()) {
+        for (number, table) in TABLES.iter().enumerate() {
+            let (still, diverging) = (self.still(), self.diverging());
+            let rows = still[number].iter().chain(&diverging[number]);
             let sources: Vec<&str> = table.slots.iter().map(|&slot| SLOTS[slot].source).collect();
             let sources = sources.join(", ");
-            for chunk in rows.iter().collect::<Vec<_>>().chunks(1000) {
+            for chunk in rows.collect::<Vec<_>>().chunks(1000) {
                 let lines: Vec<String> = chunk.iter().map(|(id, row)| row.tuple(**id)).collect();
                 sql += &format!("INSERT INTO {} (id, region, {sources}) VALUES {};", table.name, lines.join(", "));
             }
@@ -206,6 +223,10 @@ pub fn observe(client: &mut Client, table: &Table, which: &str) -> Result<(Vec<S
 }
 
 impl Row {
+    pub fn new(region: i32, values: Vec<Option<String>>) -> Row {
+        Row { region, note: 0, values, rivals: Vec::new() }
+    }
+
     /// As in VALUES.
     pub fn tuple(&self, id: i32) -> String {
         let values: String = self.values.iter().map(|value| format!(", {}", literal(value.as_deref()))).collect();
@@ -220,10 +241,13 @@ impl Row {
         for (place, &slot) in table.slots.iter().enumerate() {
             let ((old, new), standing) = (&seen.sides[place], &standings[place]);
             let value = self.values[place].as_deref();
+            let may_be_pending = may_be_pending || standing.is_expanding();
+            if slot == DIVERGING && !self.rivals.is_empty() && self.is_of_rivals(value, old, new, may_be_pending) {
+                continue;
+            }
             let is_wrong = match (old, new) {
                 (None, None) => true,
                 (Some(old), new) => {
-                    let may_be_pending = may_be_pending || standing.is_expanding();
                     old.as_deref() != value
                         || new.as_ref().is_some_and(|new| !may_be_parts(slot, value, new, may_be_pending))
                 }
@@ -238,6 +262,23 @@ impl Row {
             }
         }
         None
+    }
+
+    /// Whether each side holds one of the values that were written to either.
+    fn is_of_rivals(
+        &self,
+        value: Option<&str>,
+        old: &Side<Option<String>>,
+        new: &Side<[Option<String>; 2]>,
+        may_be_pending: bool,
+    ) -> bool {
+        let all = || value.into_iter().chain(self.rivals.iter().map(String::as_str));
+        let is_old = old.as_ref().is_none_or(|old| all().any(|value| old.as_deref() == Some(value)));
+        // What is contracted is not pending.
+        let may_be_pending = may_be_pending && old.is_some();
+        let is_part = |new: &[_; 2]| all().any(|value| may_be_parts(DIVERGING, Some(value), new, may_be_pending));
+        let is_new = new.as_ref().is_none_or(is_part);
+        (old.is_some() || new.is_some()) && is_old && is_new
     }
 }
 

@@ -4,12 +4,12 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use pg_zdd_cluster::fastrand::Rng;
-use pg_zdd_cluster::postgres::Error;
+use pg_zdd_cluster::postgres::{Client, Error};
 use pg_zdd_cluster::wait_until;
 
 use crate::judge::Failure;
-use crate::model::{Row, Rows};
-use crate::world::{self, OWNER, SLOTS, Slot, TABLES, literal};
+use crate::model::{DIVERGED, DIVERGING, Row, Rows};
+use crate::world::{self, OWNER, Parts, SLOTS, Slot, TABLES, literal};
 use crate::{Line, PATIENCE, Stage};
 
 /// The partitioned table, and its column that is split.
@@ -44,6 +44,7 @@ impl<'s> Owner<'s> {
             match self.rng.u8(..12) {
                 0..4 => self.attach(region, waits),
                 4..6 => self.remove(region),
+                6 => self.diverge(),
                 _ => {
                     let (name, sql) = self.statement();
                     let _ = self.say(name, &sql);
@@ -70,8 +71,7 @@ impl<'s> Owner<'s> {
             11 => ("CREATE INDEX", format!("CREATE INDEX own_both ON address ({source}, note)")),
             12 | 13 => ("DROP INDEX", "DROP INDEX own_both".to_owned()),
             14 => ("DROP INDEX", format!("DROP INDEX own_{source}")),
-            15 => ("GRANT", format!("GRANT SELECT ({source}) ON {table} TO pg_monitor")),
-            16 => ("ALTER TABLE", format!("ALTER TABLE {table} ALTER note SET STATISTICS {}", rng.u8(1..100))),
+            15 | 16 => ("ALTER TABLE", format!("ALTER TABLE {table} ALTER note SET STATISTICS {}", rng.u8(1..100))),
             // The guard is in the way. Where it is not, it is taken back.
             17 => ("(guarded)", format!("BEGIN; ALTER TABLE {table} DROP COLUMN {source}; ROLLBACK")),
             18 => ("(guarded)", format!("BEGIN; ALTER TABLE {table} RENAME COLUMN {source} TO another; ROLLBACK")),
@@ -125,7 +125,7 @@ impl<'s> Owner<'s> {
             .map(|n| {
                 self.unique += 1;
                 let value = SLOTS[SLOT].fresh_pair(&mut self.rng, self.unique).0;
-                (800_000 + region * 1000 + n, Row { region, note: 0, values: vec![Some(value)] })
+                (800_000 + region * 1000 + n, Row::new(region, vec![Some(value)]))
             })
             .collect();
         if waits {
@@ -197,6 +197,69 @@ impl<'s> Owner<'s> {
         };
         if is_gone {
             models.partitions()[TABLE].retain(|_, row| row.region != region);
+        }
+    }
+
+    /// Writes both sides of some rows past the trigger, as a careless import does, and has that repaired, now and then.
+    fn diverge(&mut self) {
+        let winner = ["new", "old", ""][self.rng.usize(0..3)];
+        let slot = &SLOTS[DIVERGING];
+        let table = &TABLES[slot.table];
+        let pairs: Vec<(String, String, Parts)> = DIVERGED
+            .map(|_| {
+                self.unique += 1;
+                let old = slot.fresh_pair(&mut self.rng, self.unique).0;
+                self.unique += 1;
+                let (new, parts) = slot.fresh_pair(&mut self.rng, self.unique);
+                (old, new, parts)
+            })
+            .collect();
+        let models = self.stage.models;
+        {
+            let _gate = models.gate.read().unwrap_or_else(PoisonError::into_inner);
+            // Past the trigger goes a superuser.
+            let Ok(mut client) = self.stage.cluster.connect(world::DATABASE, "postgres", "owner") else { return };
+            let update = |client: &mut Client| -> Result<bool, Error> {
+                client.batch_execute(&format!(
+                    "SET lock_timeout = '300ms'; BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE;
+                    SET LOCAL session_replication_role = replica",
+                    table.name
+                ))?;
+                let standing = &world::standings(client, table)?[table.place(DIVERGING)];
+                let (Some(source), Some(rule)) = (standing.source(DIVERGING), standing.rule(DIVERGING)) else {
+                    return Ok(false);
+                };
+                let [a, b] = slot.rules[rule].targets;
+                let lines: Vec<String> = DIVERGED
+                    .zip(&pairs)
+                    .map(|(id, (old, _, (first, second)))| {
+                        format!("({id}, '{old}', '{first}', {})", literal(second.as_deref()))
+                    })
+                    .collect();
+                client.batch_execute(&format!(
+                    "UPDATE {} AS t SET {source} = v.old, {a} = v.a, {b} = v.b
+                    FROM (VALUES {}) AS v (id, old, a, b) WHERE t.id = v.id; COMMIT",
+                    table.name,
+                    lines.join(", ")
+                ))?;
+                Ok(true)
+            };
+            let done = update(&mut client);
+            for (row, (old, new, _)) in models.diverging()[SLOTS[DIVERGING].table].values_mut().zip(pairs) {
+                match &done {
+                    Ok(true) => {
+                        row.values[table.place(DIVERGING)] = Some(old);
+                        row.rivals = vec![new];
+                    }
+                    // It may have come through.
+                    Err(error) if Failure::of(error).is_end() => row.rivals.extend([old, new]),
+                    _ => {}
+                }
+            }
+            self.stage.judge.counts("import", if matches!(done, Ok(true)) { "00000" } else { "not done" });
+        }
+        if !winner.is_empty() {
+            let _ = self.say("repair", &format!("CALL zdd.repair('{}', '{winner}')", slot.change));
         }
     }
 
