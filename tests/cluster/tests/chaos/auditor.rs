@@ -250,6 +250,11 @@ const LEFT_BEHIND: &[(&str, &str)] = &[
         WHERE backend_type LIKE 'pg_zdd%' AND backend_type NOT IN ('pg_zdd launcher', 'pg_zdd usage saver')",
     ),
     (
+        "no launcher, or nobody who saves usage",
+        "SELECT * FROM (VALUES ('pg_zdd launcher'), ('pg_zdd usage saver')) AS w (who)
+        WHERE w.who NOT IN (SELECT backend_type FROM pg_stat_activity)",
+    ),
+    (
         "usage",
         // A crash brings back what was saved last.
         "SELECT DISTINCT c.id, c.phase
