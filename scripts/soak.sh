@@ -6,7 +6,7 @@ find_pg_config
 find_server_copy
 
 # Each takes PG_ZDD_SOAK_SECONDS and PG_ZDD_SEED from its environment.
-tests=(fuzz twin)
+tests=(fuzz twin chaos)
 
 export PG_ZDD_SOAK_SECONDS=${1:-600}
 export PG_ZDD_SEED=${SEED:-${PG_ZDD_SEED:-}}
