@@ -1126,7 +1126,7 @@ fn hooks_are_chained() {
     let pkglib =
         std::process::Command::new(shared_cluster().bin_dir().join("pg_config")).arg("--pkglibdir").output().unwrap();
     let pkglib = String::from_utf8(pkglib.stdout).unwrap();
-    if !Session::on(cluster()).has_extension("pg_stat_statements") {
+    if !Session::on(shared_cluster()).has_extension("pg_stat_statements") {
         return;
     }
     let has_pgaudit = std::path::Path::new(pkglib.trim()).join("pgaudit.so").exists();

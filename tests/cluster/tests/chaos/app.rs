@@ -300,8 +300,8 @@ impl<'s> App<'s> {
                 Version::Old => found[1].as_deref() != value,
                 Version::New(_) => {
                     let new = [found[1].clone(), found[2].clone()];
-                    !model::may_be_parts(slot, value, &new, false)
-                        && !(model::may_be_parts(slot, value, &new, true) && self.may_be_pending(run, slot))
+                    let is_split = model::may_be_parts(slot, value, &new, false);
+                    !is_split && !(model::may_be_parts(slot, value, &new, true) && self.may_be_pending(run, slot))
                 }
             },
             _ => true,

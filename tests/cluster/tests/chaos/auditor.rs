@@ -111,8 +111,8 @@ impl<'s> Auditor<'s> {
     fn compare(&mut self) {
         let models = self.stage.models;
         let _gate = models.gate.write().unwrap_or_else(PoisonError::into_inner);
-        for table in 0..TABLES.len() {
-            let Some(compared) = self.try_to(|_, client| models.compare(client, table)) else { return };
+        for (number, table) in TABLES.iter().enumerate() {
+            let Some(compared) = self.try_to(|_, client| models.compare(client, number)) else { return };
             let judge = self.stage.judge;
             judge.counts("comparison", "00000");
             if let Some(first) = compared.faults.first() {
@@ -122,7 +122,7 @@ impl<'s> Auditor<'s> {
                 judge.ends();
                 return;
             }
-            for (&slot, standing) in TABLES[table].slots.iter().zip(&compared.standings) {
+            for (&slot, standing) in table.slots.iter().zip(&compared.standings) {
                 if standing.source(slot).is_none() {
                     self.release(slot);
                 } else {

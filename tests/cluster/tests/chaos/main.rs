@@ -7,6 +7,9 @@
 //! first round, which repeats what each client does but not how the server interleaves it. With PG_ZDD_KEEP the servers'
 //! folders stay.
 
+// What one statement gives is taken apart at once.
+#![allow(clippy::type_complexity)]
+
 mod app;
 mod auditor;
 mod judge;
