@@ -289,10 +289,28 @@ impl Claim {
         if change.claim == self.number.get() {
             return Ok(change);
         }
-        let sql = "select e.event, e.role, e.at::text from zdd.event as e where e.id = $1";
-        let moved = read(sql, &[change.claim.into()], |row| Ok((get(row, 1)?, get(row, 2)?, get(row, 3)?)))?;
-        let (event, role, at) = moved.into_iter().next().unwrap_or_default();
-        Err(Error::ClaimMoved { change: change.name, work: self.work, event, role, at })
+        let sql = "select e.event, e.detail ? 'renamed_to', e.role, e.at::text from zdd.event as e where e.id = $1";
+        let moved = read(sql, &[change.claim.into()], |row| {
+            Ok((verb(&get::<String>(row, 1)?, get(row, 2)?), get(row, 3)?, get(row, 4)?))
+        })?;
+        let (verb, role, at) = moved.into_iter().next().unwrap_or_default();
+        Err(Error::ClaimMoved { change: change.name, work: self.work, verb, role, at })
+    }
+}
+
+/// What has written an event that moves a claim.
+fn verb(event: &str, renames: bool) -> &'static str {
+    match event {
+        "fenced" => "fence",
+        "expanded" if renames => "unfence",
+        "expanded" => "the end of a backfill",
+        "altered" => "alter_change",
+        "paused" => "pause",
+        "resumed" => "resume",
+        "backfill_started" | "backfill_resumed" => "the beginning of a backfill",
+        "contract_started" => "the beginning of a contract",
+        "repair_started" => "the beginning of a repair",
+        _ => "a verb",
     }
 }
 
@@ -623,8 +641,9 @@ fn set_event_error(event: i64, error: &str, detail: Option<&str>, hint: Option<&
 /// Writes down an error after which the work is tried again. What comes again and again takes one event an hour, which
 /// counts.
 pub fn record_retry(id: i64, name: &str, error: &Error) -> Result<(), Error> {
-    // Not of a change that is over.
-    if find_by_id(id)?.is_none() {
+    // Not of a change that is over, or is about to be.
+    let active = "select 1 from zdd.change as c where c.id = $1 and c.relation is not null for share skip locked";
+    if write(active, &[id.into()], |row| get::<i32>(row, 1))?.is_empty() {
         return Ok(());
     }
     set_error(id, &error.message(), None)?;

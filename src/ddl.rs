@@ -54,12 +54,12 @@ fn lock_members(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 }
 
 /// What to say when a table could not be locked.
-fn lock_timeout(relation: pg_sys::Oid, name: &str, gave_up: GaveUp) -> Result<Error, Error> {
+pub fn lock_timeout(relation: pg_sys::Oid, gave_up: GaveUp) -> Result<Error, Error> {
     let GaveUp { attempts, patience, error } = gave_up;
     Ok(match error {
         Error::Caught(_) => {
             let blockers = holders_of_tables(relation, &lock::tree(relation))?;
-            Error::LockTimeout { relation: name.to_owned(), attempts, patience, blockers }
+            Error::LockTimeout { relation: class::name(relation), attempts, patience, blockers }
         }
         // Somebody else has the change.
         error => error,
@@ -208,7 +208,6 @@ pub fn expand(request: &Request) -> Result<(), Error> {
         check_members(request, members)
     };
     check(&lock::tree(request.relation))?;
-    let (name, _) = identity(request.relation)?;
     let rule = Rule { id: catalog::next_id()?, ..request.rule.clone() };
     // Somebody may be taking the same name in a transaction that has not ended. Nobody waits for a table meanwhile, and
     // nobody for the name while we wait for the table.
@@ -221,7 +220,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
         Err(GaveUp { error: Error::NameTaken { change, .. }, attempts, patience }) => {
             return Err(Error::NameTaken { change, attempts, patience });
         }
-        Err(gave_up) => return Err(lock_timeout(request.relation, &name, gave_up)?),
+        Err(gave_up) => return Err(lock_timeout(request.relation, gave_up)?),
     };
     check_again(&members)?;
     let (name, owner) = identity(request.relation)?;
@@ -495,7 +494,7 @@ fn lock_clearing(
     match with_patience(patience, attempt, clear)? {
         Ok(locked) => Ok(locked),
         Err(gave_up) => match last.take() {
-            Some(change) => Err(lock_timeout(change.relation, &class::name(change.relation), gave_up)?),
+            Some(change) => Err(lock_timeout(change.relation, gave_up)?),
             None => Err(gave_up.error),
         },
     }

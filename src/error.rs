@@ -174,7 +174,7 @@ pub enum Error {
     ClaimMoved {
         change: String,
         work: &'static str,
-        event: String,
+        verb: &'static str,
         role: String,
         at: String,
     },
@@ -633,11 +633,11 @@ impl Error {
             )
             .detail(format!("The change is \"{change}\"."))
             .hint("Finish it with CALL zdd.contract(...), or give it up with SELECT zdd.rollback(...)."),
-            ClaimMoved { change, work, event, role, at } => parts(
+            ClaimMoved { change, work, verb, role, at } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("the {work} of change \"{change}\" ended, since somebody has changed what it stood on"),
             )
-            .detail(format!("Event \"{event}\" by role {role} at {at}."))
+            .detail(format!("It was {verb}, by role {role} at {at}."))
             .hint("SELECT * FROM zdd.events tells the story. Call it again if it is still wanted."),
             ChangeLocked { change, holders } => parts(
                 Code::ERRCODE_LOCK_NOT_AVAILABLE,

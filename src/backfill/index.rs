@@ -43,7 +43,7 @@ pub fn build(
             let mut members = session.transaction(|| Ok(tree(change.relation)))?;
             members.reverse();
             for relation in members {
-                if let Some(to_do) = session.transaction(|| to_do(change, relation, columns))? {
+                if let Some(to_do) = session.transaction(|| to_do(&claim.lock_anyway()?, relation, columns))? {
                     if !begin(&format!("{}{}", catalog::BUILDS_INDEX, to_do.name))? {
                         return Ok(());
                     }

@@ -17,7 +17,7 @@ use crate::catalog::{self, Batch, Change, Claim, Job, JobKind, JobOptions, Remai
 use crate::ddl;
 use crate::error::Error;
 use crate::guc;
-use crate::patience::across_transactions;
+use crate::patience::{across_transactions, with_patience};
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{self, LockMode, SessionLock};
 use crate::pg::page::Destinations;
@@ -63,7 +63,12 @@ enum End {
 
 /// Writes down that a backfill is to be done by so many background workers, or by this session when there are none.
 pub fn request(right: &Right, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
-    let change = right.lock_patiently()?;
+    let requested = with_patience(guc::lock_patience(), || request_once(right, workers, fire_triggers), || Ok(()))?;
+    requested.map_err(|gave_up| ddl::lock_timeout(right.relation, gave_up).unwrap_or_else(|error| error))
+}
+
+fn request_once(right: &Right, workers: u32, fire_triggers: bool) -> Result<Change, Error> {
+    let change = right.lock()?;
     if let Some(Job { kind: JobKind::Backfill, stopped: Some(stopped), .. }) = &change.job
         && !stopped.by_error
     {
@@ -88,6 +93,12 @@ pub fn request(right: &Right, workers: u32, fire_triggers: bool) -> Result<Chang
 /// Sees to it that every table has lanes, and begins them again if `anew`: an attached partition may have brought rows
 /// that were never split. Returns whether something had been done before.
 fn prepare(change: &Change, anew: bool) -> Result<bool, Error> {
+    // The change is locked, which somebody may want who has locked the table.
+    let timeout = guc::milliseconds(guc::lock_timeout());
+    with_settings(&[(c"lock_timeout", timeout.as_c_str())], || make_lanes(change, anew))
+}
+
+fn make_lanes(change: &Change, anew: bool) -> Result<bool, Error> {
     let tables = verify::tables(change.relation);
     let known = catalog::lanes(change.id)?;
     for lane in known.iter().filter(|lane| !tables.contains(&lane.relation)) {
@@ -264,7 +275,7 @@ impl<'s> Run<'s> {
             let again = |counts: &Counts| counts.pending > 0 && (pass == 1 || self.rows > before);
             let ended = match counts {
                 Ok(counts) if again(&counts) => Ok(None),
-                Ok(counts) => self.finish(&counts).map(Some),
+                Ok(counts) => self.finish(&counts, &claim).map(Some),
                 Err(error) => Err(error),
             };
             match ended {
@@ -682,7 +693,7 @@ impl<'s> Run<'s> {
 
     /// Cleans up behind the backfill, builds the indexes, and moves the change to `expanded`; or says what stands in the
     /// way.
-    fn finish(&mut self, counts: &Counts) -> Result<End, Error> {
+    fn finish(&mut self, counts: &Counts, claim: &Claim) -> Result<End, Error> {
         let name = self.change.name.clone();
         if counts.pending > 0 || counts.diverged > 0 {
             let error = Error::NotInSync { change: name.clone(), pending: counts.pending, diverged: counts.diverged };
@@ -703,7 +714,8 @@ impl<'s> Run<'s> {
             return Ok(End::Stopped);
         }
         let expanded = || {
-            let change = self.claim.lock()?;
+            // The claim under which it was verified: what has changed since may have made rows pending.
+            let change = claim.lock()?;
             if change.is_stopped() {
                 return Ok(None);
             }
@@ -712,7 +724,7 @@ impl<'s> Run<'s> {
                 catalog::end_job(change.id)?;
                 return Ok(Some(change.phase));
             }
-            let table = ddl::lock_once(&|| self.claim.lock(), |_| Ok(()))?;
+            let table = ddl::lock_once(&|| claim.lock(), |_| Ok(()))?;
             catalog::end_job(change.id)?;
             ddl::end_expanding(&table)?;
             let detail = json!({

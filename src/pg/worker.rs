@@ -99,6 +99,12 @@ pub fn register_launcher(type_name: &CStr) {
     unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) }
 }
 
+/// Ends this background worker. The server starts it again, unless it is about to end itself.
+pub fn end_for_now() -> ! {
+    // SAFETY: the way for a process to end. PostgreSQL takes status 0 to mean that the worker is done for good.
+    unsafe { pg_sys::proc_exit(1) }
+}
+
 fn describe(function: &CStr, type_name: &CStr, title: &CStr) -> pg_sys::BackgroundWorker {
     let mut worker = pg_sys::BackgroundWorker {
         bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,

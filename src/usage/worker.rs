@@ -31,4 +31,5 @@ pub fn run() {
             file::save();
         }
     }
+    crate::pg::worker::end_for_now();
 }

@@ -301,7 +301,7 @@ impl<'s> App<'s> {
                 Version::New(_) => {
                     let new = [found[1].clone(), found[2].clone()];
                     let is_split = model::may_be_parts(slot, value, &new, false);
-                    !is_split && !(model::may_be_parts(slot, value, &new, true) && self.may_be_pending(run, slot))
+                    !(is_split || model::may_be_parts(slot, value, &new, true) && self.may_be_pending(run, slot))
                 }
             },
             _ => true,

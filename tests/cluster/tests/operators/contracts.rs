@@ -13,7 +13,6 @@ use crate::stage::{
 
 #[test]
 fn a_partition_attached_after_the_count_keeps_its_values() {
-    // FAILS: drop_source does not look at the members again under its lock: the values of the new partition are
     // dropped.
     let table = "CREATE TABLE address (id int, region text, street text) PARTITION BY LIST (region);
         CREATE TABLE south PARTITION OF address FOR VALUES IN ('s');
@@ -58,13 +57,11 @@ fn unfenced_while_it_counts(mut stage: Stage) {
 
 #[test]
 fn a_contract_ends_when_its_fence_is_taken_back() {
-    // FAILS: the contract goes on in `expanded` and leaves its CHECK zdd_not_null_N.
     unfenced_while_it_counts(Stage::expanded(TABLE, FENCED));
 }
 
 #[test]
 fn a_contract_ends_when_the_operators_fence_is_taken_back() {
-    // FAILS: the contract goes on in `expanded` and leaves its CHECK zdd_not_null_N.
     let mut stage = Stage::expanded(TABLE, FENCED);
     stage.db.run(FENCE);
     unfenced_while_it_counts(stage);
@@ -72,7 +69,6 @@ fn a_contract_ends_when_the_operators_fence_is_taken_back() {
 
 #[test]
 fn a_contract_in_a_worker_ends_when_its_fence_is_taken_back() {
-    // FAILS: the contract goes on in `expanded` and leaves its CHECK zdd_not_null_N.
     let mut stage = Stage::expanded(TABLE, FENCED);
     stage.db.run(START_CONTRACT);
     stage.until_held();
@@ -87,7 +83,6 @@ fn a_contract_in_a_worker_ends_when_its_fence_is_taken_back() {
 /// The launcher brings back what was not finished, and nobody wants this contract any longer.
 #[test]
 fn a_contract_whose_worker_is_gone_ends_when_its_fence_is_taken_back() {
-    // FAILS: unfence leaves the job; the next worker fences again and drops the column.
     let settings = [("shared_preload_libraries", "pg_zdd"), ("zdd.auto_resume", "off"), ("zdd.launcher_naptime", "1")];
     let cluster = Cluster::start(&settings).expect("a cluster");
     let mut stage = Stage::on(Session::on(&cluster), TABLE, FENCED);
@@ -113,7 +108,6 @@ fn a_contract_whose_worker_is_gone_ends_when_its_fence_is_taken_back() {
 
 #[test]
 fn a_cancelled_contract_leaves_the_fence_of_another() {
-    // FAILS: undo takes any fence for its own.
     let mut stage = Stage::expanded(TABLE, FENCED);
     let contract = stage.db.another().in_background(CONTRACT);
     stage.until_held();
@@ -138,7 +132,6 @@ fn a_cancelled_contract_takes_its_own_fence_back() {
 
 #[test]
 fn a_contract_out_of_patience_does_not_stay_fenced() {
-    // FAILS: a session whose undo runs out of patience too leaves its fence.
     let mut stage = Stage::expanded(TABLE, FENCED);
     let mut caller = stage.db.another();
     caller.run("SET zdd.lock_timeout = '50ms'; SET zdd.lock_patience = '1s'");
@@ -162,7 +155,7 @@ fn a_contract_out_of_patience_does_not_stay_fenced() {
 fn contracts_beside_a_backfill(stage: &mut Stage, let_go: impl FnOnce(&mut Stage)) {
     match stage.db.attempt(START_CONTRACT) {
         Err(error) => {
-            assert!(error.contains("(55000)") && error.contains("backfill"), "{error}");
+            assert!(error.contains("(55006)") && error.contains("backfill"), "{error}");
             let_go(stage);
             wait_for(&mut stage.db, "SELECT count(*) FROM zdd.progress", "0");
         }
@@ -178,7 +171,6 @@ fn contracts_beside_a_backfill(stage: &mut Stage, let_go: impl FnOnce(&mut Stage
 
 #[test]
 fn a_contract_beside_a_backfill_that_verifies() {
-    // FAILS: start_contract takes the place of the job of a backfill, whose end takes the contract away.
     let mut stage = Stage::expanded(TABLE, VERIFIES);
     stage.db.run(START_BACKFILL);
     stage.until_held();
@@ -187,7 +179,6 @@ fn a_contract_beside_a_backfill_that_verifies() {
 
 #[test]
 fn a_contract_beside_a_backfill_that_waits_for_its_condition() {
-    // FAILS: start_contract takes the place of the job of a backfill, whose worker keeps the slot.
     let mut stage = Stage::expanded(TABLE, NEVER);
     stage.db.run("SELECT zdd.alter_change('address.street', run_if => 'false')");
     stage.db.run(START_BACKFILL);
@@ -199,7 +190,6 @@ fn a_contract_beside_a_backfill_that_waits_for_its_condition() {
 
 #[test]
 fn a_contract_accepted_while_a_backfill_is_about_to_end() {
-    // FAILS: a backfill ends the job of the change, whosever it is.
     let mut stage = Stage::expanded(TABLE, VERIFIES);
     let backfill = stage.db.another().in_background(BACKFILL);
     stage.until_held();

@@ -27,7 +27,6 @@ fn check_nothing_pending(stage: &mut Stage) {
 
 #[test]
 fn another_policy_between_two_pieces_of_a_count() {
-    // FAILS: what was counted under two rules is called verified under the later one.
     let mut stage =
         Stage::expanding(&format!("{}; {PIECES}", table_of(12_000)), &format!("t = 'Middle' AND {VERIFIES}"));
     assert!(stage.db.number("SELECT pg_relation_size('address') / 8192") > 2 * 256, "it is too small");
@@ -48,7 +47,6 @@ fn another_policy_between_two_pieces_of_a_count() {
 
 #[test]
 fn another_policy_while_an_index_is_built() {
-    // FAILS: the rule that was verified is read after the indexes are built.
     let mut db = Session::new();
     db.run("CREATE TABLE address (id int PRIMARY KEY, street text)");
     db.run(
@@ -76,7 +74,6 @@ fn another_policy_while_an_index_is_built() {
 /// A change that begins anew under the same name has another rule.
 #[test]
 fn a_repair_ends_with_its_change() {
-    // FAILS: a batch reads the rule before it has the table.
     let mut db = Session::new();
     db.run("CREATE TABLE address (id int PRIMARY KEY, street text)");
     db.run("INSERT INTO address SELECT i, 'Elm, ' || i || ' b' FROM generate_series(1, 100) AS i");
@@ -132,13 +129,11 @@ fn fenced_beside_a_backfill(call: &str) {
 
 #[test]
 fn a_fence_beside_a_backfill_in_a_session() {
-    // FAILS: a batch reads the rule before it has the table.
     fenced_beside_a_backfill(BACKFILL);
 }
 
 #[test]
 fn a_fence_beside_a_backfill_in_a_worker() {
-    // FAILS: a batch reads the rule before it has the table.
     fenced_beside_a_backfill(START_BACKFILL);
 }
 

@@ -48,7 +48,6 @@ fn of_name(verb: &str) -> String {
 
 #[test]
 fn two_splits_of_one_table() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     let mut db = Session::new();
     db.run(TABLE);
     both_get_their_turn(db, SPLIT_STREET, SPLIT_NAME);
@@ -56,32 +55,27 @@ fn two_splits_of_one_table() {
 
 #[test]
 fn two_fences_of_one_table() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     both_get_their_turn(two_changes(), FENCE, &of_name(FENCE));
 }
 
 #[test]
 fn two_rollbacks_of_one_table() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     both_get_their_turn(two_changes(), ROLLBACK, &of_name(ROLLBACK));
 }
 
 #[test]
 fn two_contracts_of_one_table() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     both_get_their_turn(two_changes(), CONTRACT, &of_name(CONTRACT));
 }
 
 #[test]
 fn a_split_beside_a_fence() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     let stage = Stage::expanded(TABLE, NEVER);
     both_get_their_turn(stage.db, FENCE, SPLIT_NAME);
 }
 
 #[test]
 fn a_policy_beside_a_rollback() {
-    // FAILS: verbs hold ACCESS SHARE while they wait, and so each keeps the other from the table.
     let alter = "SELECT zdd.alter_change('address.name', conflict => 'old')";
     both_get_their_turn(two_changes(), alter, ROLLBACK);
 }
@@ -89,7 +83,6 @@ fn a_policy_beside_a_rollback() {
 /// Somebody has a change in a transaction and goes to lunch.
 #[test]
 fn whoever_waits_for_a_change_is_told_for_whom() {
-    // FAILS: to lock the row of a change is to wait without an end.
     let mut refused = Vec::new();
     for verb in [
         FENCE,
@@ -136,7 +129,6 @@ fn whoever_waits_for_a_change_is_in_nobodys_way() {
 /// Holders of a partition each, who let go one after the other, each before an attempt to lock it has taken too long.
 #[test]
 fn an_attempt_to_lock_many_partitions_is_one_attempt() {
-    // FAILS: zdd.lock_timeout counts anew for each partition.
     const PARTITIONS: i32 = 8;
     const TIMEOUT: Duration = Duration::from_secs(1);
     let mut db = Session::new();
@@ -170,7 +162,6 @@ fn an_attempt_to_lock_many_partitions_is_one_attempt() {
 /// Both begin the lanes again when the rows have moved.
 #[test]
 fn workers_do_not_deadlock_when_the_table_is_rewritten() {
-    // FAILS: each worker deletes all lanes while it has locked its own.
     let mut db = Session::new();
     let database = db.text("SELECT current_database()");
     db.run(&format!("ALTER DATABASE {database} SET zdd.lock_timeout = '60s'"));
@@ -203,7 +194,6 @@ fn workers_do_not_deadlock_when_the_table_is_rewritten() {
 /// To give space back to the system takes ACCESS EXCLUSIVE, here and on every standby.
 #[test]
 fn vacuum_does_not_cut_the_table_short() {
-    // FAILS: VACUUM is called without TRUNCATE false.
     let mut db = Session::new();
     db.run(&table_of(20_000));
     db.run("ALTER TABLE address SET (autovacuum_enabled = false); DELETE FROM address WHERE id > 100");

@@ -116,7 +116,11 @@ impl Stage {
 /// Waits until a session has come as far as it gets: it waits for a lock, or has ended.
 #[track_caller]
 pub fn until_stuck(db: &mut Session, call: &Background) {
-    let waits = format!("SELECT count(*) FROM pg_locks WHERE pid = {} AND NOT granted", call.pid);
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE pid = {} AND state = 'active' AND wait_event_type IN ('Lock', 'Extension')",
+        call.pid
+    );
     wait_until("the call waits", PATIENCE, || Ok(call.has_ended() || db.number(&waits) > 0)).expect("a wait");
 }
 
