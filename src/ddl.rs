@@ -252,7 +252,7 @@ pub fn expand(request: &Request) -> Result<(), Error> {
 fn register(rule: &Rule, table: &Table, indexes: &[String]) -> Result<(), Error> {
     match catch(|| catalog::insert(rule, table, indexes)) {
         Ok(done) => done,
-        Err(error) if error.is_transient() => {
+        Err(error) if error.is_about_locks() => {
             Err(Error::NameTaken { change: rule.change.clone(), attempts: 1, patience: guc::lock_timeout() })
         }
         Err(error) if error.is_constraint_violation() => Err(match error.message().contains("change_source_key") {

@@ -1003,6 +1003,15 @@ impl Error {
     /// What to do about an error that has stopped the work on a change and has no better HINT.
     pub const RESUME: &str = "SELECT zdd.resume(change) goes on with it when the cause is gone.";
 
+    /// Whether a lock could not be had. The same work may succeed when it is tried again in the same transaction.
+    pub fn is_about_locks(&self) -> bool {
+        match self {
+            Error::Caught(error) => error.is_about_locks(),
+            Error::LockTimeout { .. } | Error::NameTaken { .. } | Error::ChangeLocked { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the same work may succeed when it is tried again.
     pub fn is_transient(&self) -> bool {
         match self {

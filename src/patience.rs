@@ -40,7 +40,7 @@ pub fn with_patience<T>(
     loop {
         attempts += 1;
         let error = match subxact::attempt(|| with_settings(&settings, &mut attempt)) {
-            Err(error) if error.is_transient() => error,
+            Err(error) if error.is_about_locks() => error,
             done => return done.map(Ok),
         };
         if start.elapsed() >= patience {

@@ -59,6 +59,11 @@ impl Caught {
         )
     }
 
+    /// Whether a lock could not be had.
+    pub fn is_about_locks(&self) -> bool {
+        self.is_transient() && self.code() != PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+    }
+
     /// Whether the user or the server wants to have an end.
     pub fn is_interrupt(&self) -> bool {
         self.is_of_class(&[*b"57"])

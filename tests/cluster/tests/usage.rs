@@ -1171,9 +1171,10 @@ fn hooks_are_chained() {
 /// Who is ended by a signal is started again.
 #[test]
 fn the_saver_comes_back() {
-    let cluster = start(&[]);
+    let cluster = start(&[PRELOADED]);
     let mut db = Session::on(&cluster);
     let saver = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_zdd usage saver'";
+    wait_until("a saver", Duration::from_secs(60), || Ok(!db.text(saver).is_empty())).unwrap();
     let first = db.text(saver);
     db.run(&format!("SELECT pg_terminate_backend({first}, 5000)"));
     wait_until("another saver", Duration::from_secs(60), || Ok(!["", &first].contains(&db.text(saver).as_str()))).unwrap();
