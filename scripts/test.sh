@@ -70,9 +70,10 @@ pg_regress() {
         { cat "$CARGO_TARGET_DIR/regress/regression.diffs" && return 1; }
 }
 
+# The tests of one program run side by side, more of them than there are processors: they wait more than they compute.
 cluster() {
-    PG_CONFIG="$server_pg_config" cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples -p pg_zdd_bench \
-        --no-fail-fast
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} PG_CONFIG="$server_pg_config" \
+        cargo test --profile client -p pg_zdd_cluster -p pg_zdd_examples -p pg_zdd_bench --no-fail-fast
 }
 
 wanted=("$@")
