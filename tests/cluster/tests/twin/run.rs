@@ -178,18 +178,19 @@ impl Play<'_> {
             // With a trigger a row is locked before it is found to violate something.
             [Wait::Blocked, Wait::Over(twin)] if is_violation(&twin) => return self.fail_late(app, twin, number),
             [Wait::Blocked, Wait::Over(twin)] => return Err(format!("blocked, and the twin is not: {twin:?}")),
+            // The backfill was there first, and others are there too.
+            [Wait::Over(table), Wait::Blocked] if self.unsettled && self.must_repeat(app, &table) => {
+                self.end_others(app, number)?;
+                self.twin.wait(app)?;
+                return self.undo(app, true).map(|()| None);
+            }
             [Wait::Over(table), Wait::Blocked] => {
                 return Err(format!("the twin is blocked, and this is not: {table:?}"));
             }
         };
         let [table, twin] = &outcomes;
-        let state = &mut self.apps[app];
-        // A transaction that must not see what happens meanwhile is told to try again.
-        let again = state.in_transaction
-            && state.repeatable
-            && table.code() == Some("40001")
-            // With a trigger a row is locked before it is found to violate something.
-            && (self.unsettled || is_violation(twin));
+        // With a trigger a row is locked before it is found to violate something.
+        let again = self.must_repeat(app, table) && (self.unsettled || is_violation(twin));
         // Of several violations COPY meets another first when there are triggers, and so does what writes several rows if they
         // lie in another order.
         let several = ["COPY", "MERGE", " BETWEEN "].iter().any(|word| statements[0].contains(word));
@@ -206,17 +207,26 @@ impl Play<'_> {
 
     /// What the twin was told at once comes when the others are out of the way, unless they have taken the row away.
     fn fail_late(&mut self, app: usize, twin: Outcome, number: usize) -> Checked<Option<[Outcome; 2]>> {
-        for other in (0..self.apps.len()).filter(|other| *other != app) {
-            self.act(other, &Act::End(if number.is_multiple_of(3) { "ROLLBACK" } else { "COMMIT" }), number)?;
-        }
+        self.end_others(app, number)?;
         match self.table.wait(app)? {
+            Wait::Over(table) if self.must_repeat(app, &table) => self.undo(app, true).map(|()| None),
             Wait::Over(table) if is_violation(&table) || matches!(table, Outcome::Done { count: 0, .. }) => {
-                self.undo(app, false)?;
-                Ok(None)
+                self.undo(app, false).map(|()| None)
             }
             Wait::Over(table) => Err(format!("table: {table:?}\n   twin: {twin:?}")),
             Wait::Blocked => Err(format!("application {app} is blocked by nobody")),
         }
+    }
+
+    fn end_others(&mut self, app: usize, number: usize) -> Checked {
+        let end = if number.is_multiple_of(3) { "ROLLBACK" } else { "COMMIT" };
+        (0..self.apps.len()).filter(|other| *other != app).try_for_each(|other| self.act(other, &Act::End(end), number))
+    }
+
+    /// Whether a transaction that must not see what happens meanwhile is told to try again.
+    fn must_repeat(&self, app: usize, outcome: &Outcome) -> bool {
+        let state = &self.apps[app];
+        state.in_transaction && state.repeatable && outcome.code() == Some("40001")
     }
 
     /// Takes back what a transaction has done, to its savepoint if it has one, or `all` of it.
