@@ -35,7 +35,7 @@ use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
 use crate::usage::report;
 use crate::usage::store::{Entry, Side};
 use crate::worker::{interrupt, launch_at_commit, launch_missing};
-use crate::{contract, verify};
+use crate::{archive, contract, verify};
 
 /// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
 ///
@@ -325,7 +325,7 @@ fn start_backfill(
 #[pg_extern(sql = r#"
 create function zdd.start_contract(
     change text, accept_unmatched boolean default false, force boolean default false,
-    accept_lossy boolean default false
+    accept_lossy boolean default false, archive text default null
 ) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn start_contract(
@@ -333,6 +333,7 @@ fn start_contract(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
     accept_lossy: Option<bool>,
+    archive: Option<String>,
 ) -> Result<String, ErrorReport> {
     let change = claim(change)?.lock()?;
     let name = change.name.clone();
@@ -343,10 +344,11 @@ fn start_contract(
         accept_unmatched: accept_unmatched.unwrap_or(false),
         accept_lossy: accept_lossy.unwrap_or(false),
         force: force.unwrap_or(false),
+        archive,
         own_fence: change.has_own_fence(),
         ..JobOptions::default()
     };
-    contract::check(&change, Consent::of_job(options))?;
+    contract::check(&change, Consent::of_job(&options))?;
     catalog::set_job(&change, JobKind::Contract, 1, options)?;
     catalog::record(change.id, &name, "contract_started", json!({}))?;
     launch_at_commit(&change, 1);
@@ -392,7 +394,7 @@ fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
     if job.workers == 0 {
         pgrx::notice!("the backfill of change \"{}\", begun by a session, goes on in a background worker", change.name);
     }
-    catalog::set_job(&change, job.kind, workers, job.options)?;
+    catalog::set_job(&change, job.kind, workers, job.options.clone())?;
     catalog::record(change.id, &change.name, "resumed", json!({ "workers": workers }))?;
     launch_at_commit(&change, workers);
     Ok(change.name)
@@ -483,7 +485,11 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
     match claim(Some(name)) {
         // There is nothing left that anybody could lose.
         Err(Error::TableGone { .. }) if catalog::end_if_table_is_gone(&catalog::find(name)?)? => {}
-        claim => ddl::roll_back(&claim?.lock()?)?,
+        claim => {
+            let change = claim?.lock()?;
+            archive::discard(&change)?;
+            ddl::roll_back(&change)?;
+        }
     }
     Ok(Phase::RolledBack.as_str().into())
 }
@@ -493,7 +499,7 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
 #[pg_extern(sql = r#"
 create procedure zdd.contract(
     change text, accept_unmatched boolean default false, force boolean default false,
-    accept_lossy boolean default false
+    accept_lossy boolean default false, archive text default null
 ) language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn contract_change(
@@ -501,6 +507,7 @@ fn contract_change(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
     accept_lossy: Option<bool>,
+    archive: Option<String>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
@@ -512,6 +519,7 @@ fn contract_change(
     let consent = Consent {
         accept_unmatched: accept_unmatched.unwrap_or(false),
         accept_lossy: accept_lossy.unwrap_or(false),
+        archive: archive.as_deref(),
         force: force.unwrap_or(false),
     };
     Ok(contract::contract(&session, &claim, consent, |_| Ok(()))?)

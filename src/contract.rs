@@ -1,5 +1,8 @@
 //! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
 
+use serde_json::json;
+
+use crate::archive::{self, Archive};
 use crate::backfill::run::count;
 use crate::catalog::{self, Change, Claim, JobOptions};
 use crate::census::Census;
@@ -13,20 +16,30 @@ use crate::verify::Counts;
 
 /// What the caller takes upon himself.
 #[derive(Clone, Copy, Debug)]
-pub struct Consent {
+pub struct Consent<'a> {
     /// The values of unmatched rows may be lost.
     pub accept_unmatched: bool,
     /// What the new columns do not say of the values of lossy rows may be lost.
     pub accept_lossy: bool,
+    /// The name of a table that keeps them all, so that nothing is lost.
+    pub archive: Option<&'a str>,
     /// Nobody needs to have been seen not using the old column.
     pub force: bool,
 }
 
-impl Consent {
+impl Consent<'_> {
     /// What whoever asked for a job said.
-    pub fn of_job(options: JobOptions) -> Consent {
-        let JobOptions { accept_unmatched, accept_lossy, force, .. } = options;
-        Consent { accept_unmatched, accept_lossy, force }
+    pub fn of_job(options: &JobOptions) -> Consent<'_> {
+        let JobOptions { accept_unmatched, accept_lossy, force, .. } = *options;
+        Consent { accept_unmatched, accept_lossy, archive: options.archive.as_deref(), force }
+    }
+
+    fn may_lose_unmatched(&self) -> bool {
+        self.accept_unmatched || self.archive.is_some()
+    }
+
+    fn may_lose_lossy(&self) -> bool {
+        self.accept_lossy || self.archive.is_some()
     }
 }
 
@@ -34,7 +47,7 @@ impl Consent {
 pub fn contract(
     session: &Session,
     claim: &Claim,
-    consent: Consent,
+    consent: Consent<'_>,
     mut doing: impl FnMut(&str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let change = &session.transaction(|| claim.find())?;
@@ -59,8 +72,13 @@ pub fn contract(
     }
     let watched = change.phase == Phase::Expanded;
     match finish(session, claim, own_fence, watched, consent, &mut doing) {
-        Ok(counts) => {
+        Ok((counts, None)) => {
             notice_lost(&counts);
+            pgrx::info!("{}: contracted; the old column is gone", claim.name);
+            Ok(())
+        }
+        Ok((_, Some(archive))) => {
+            pgrx::info!("{}: what the new columns do not give back is in {archive}", claim.name);
             pgrx::info!("{}: contracted; the old column is gone", claim.name);
             Ok(())
         }
@@ -77,22 +95,23 @@ pub fn contract(
     }
 }
 
-/// The steps behind the fence. Returns what became of the rows.
+/// The steps behind the fence. Returns what there was to lose, and the name of the archive that keeps it.
 fn finish(
     session: &Session,
     claim: &Claim,
     own_fence: bool,
     watched: bool,
-    consent: Consent,
+    consent: Consent<'_>,
     doing: &mut impl FnMut(&str) -> Result<(), Error>,
-) -> Result<Counts, Error> {
+) -> Result<(Counts, Option<String>), Error> {
     let change = session.transaction(|| claim.find())?;
     // The old application may have written between the first count and the fence, and who names no columns still does.
     doing("counts rows behind the fence")?;
     if !watched {
         session.transaction(|| ddl::watch(&claim.lock()?))?;
     }
-    let mut census = Census::default();
+    let archive = session.transaction(|| archive::prepare(&claim.lock()?, consent.archive))?;
+    let mut census = Census::new(archive);
     census.look(session, claim)?;
     refuse_rows(&change, &census.counts(), consent)?;
     doing("demands NOT NULL")?;
@@ -111,11 +130,14 @@ fn finish(
             ddl::drop_source(&change, || {
                 let is_complete = census.is_complete(&change)?;
                 refuse_rows(&change, &census.counts(), consent)?;
+                if let Some(archive) = archive.filter(|_| is_complete) {
+                    catalog::record(change.id, &change.name, "archived", json!({ "archive": archive.name() }))?;
+                }
                 Ok(is_complete)
             })
         })?;
         if dropped {
-            return Ok(census.counts());
+            return Ok((census.counts(), session.transaction(|| Ok(archive.map(Archive::name)))?));
         }
         // Partitions have come, or many rows been written, while it waited for the table.
         census.look(session, claim)?;
@@ -138,6 +160,7 @@ fn notice_lost(counts: &Counts) {
 
 /// Takes back what a contract that was refused or cancelled has done.
 fn undo(session: &Session, claim: &Claim, own_fence: bool) -> Result<(), Error> {
+    // First the applications, then what nobody waits for.
     session.transaction(|| {
         let change = claim.lock()?;
         match change.phase {
@@ -146,11 +169,12 @@ fn undo(session: &Session, claim: &Claim, own_fence: bool) -> Result<(), Error> 
             // Somebody was quicker.
             _ => Ok(()),
         }
-    })
+    })?;
+    session.transaction(|| archive::discard(&claim.lock()?))
 }
 
 /// What can be told without looking at the rows.
-pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
+pub fn check(change: &Change, consent: Consent<'_>) -> Result<(), Error> {
     if !matches!(change.phase, Phase::Expanded | Phase::Fenced) {
         return Err(Error::WrongPhase {
             change: change.name.clone(),
@@ -160,12 +184,13 @@ pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name()])?;
+    consent.archive.map_or(Ok(()), |name| archive::check(change, name))?;
     check_usage(change, consent, change.has_own_fence())
 }
 
 /// An error unless it is known that nobody uses the old column: it has been fenced for long enough, or use was recorded
 /// for that long and there was none. A contract's own fence is no proof: nobody has watched who runs into it.
-fn check_usage(change: &Change, consent: Consent, own_fence: bool) -> Result<(), Error> {
+fn check_usage(change: &Change, consent: Consent<'_>, own_fence: bool) -> Result<(), Error> {
     let quiet_period = guc::quiet_period();
     let fenced_for = (change.phase == Phase::Fenced && !own_fence).then_some(change.in_phase);
     if consent.force || quiet_period.is_zero() {
@@ -187,15 +212,15 @@ fn check_usage(change: &Change, consent: Consent, own_fence: bool) -> Result<(),
 }
 
 /// An error if a row would lose something.
-fn refuse_rows(change: &Change, counts: &Counts, consent: Consent) -> Result<(), Error> {
+fn refuse_rows(change: &Change, counts: &Counts, consent: Consent<'_>) -> Result<(), Error> {
     let change = change.name.clone();
     if counts.pending > 0 || counts.diverged > 0 {
         return Err(Error::NotInSync { change, pending: counts.pending, diverged: counts.diverged });
     }
-    if counts.unmatched > 0 && !consent.accept_unmatched {
+    if counts.unmatched > 0 && !consent.may_lose_unmatched() {
         return Err(Error::UnmatchedRows { change, rows: counts.unmatched });
     }
-    if counts.lossy > 0 && !consent.accept_lossy {
+    if counts.lossy > 0 && !consent.may_lose_lossy() {
         return Err(Error::LossyRows { change, rows: counts.lossy });
     }
     if counts.null_violations > 0 {
