@@ -145,6 +145,14 @@ create table zdd.built_index (
 );
 comment on table zdd.built_index is 'The names of the indexes that are built for a change.';
 
+create table zdd.archive (
+    change_id bigint primary key,
+    relation oid not null,
+    made boolean not null
+);
+comment on table zdd.archive is 'The archives of contracts that are under way, or came to nothing.';
+comment on column zdd.archive.made is 'Whether the contract has made the table.';
+
 -- Not dumped: row versions are where they are in one database only.
 create sequence zdd.written_id_seq;
 comment on sequence zdd.written_id_seq is 'Ids of rows in zdd.written.';

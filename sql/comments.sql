@@ -20,7 +20,7 @@ comment on function zdd.start_backfill(text, integer, boolean) is
 workers (default 1, at most 32): how many work at the same time; of those that run already, the surplus leaves. fire_triggers: as for backfill.
 Locks: as backfill; SHARE UPDATE EXCLUSIVE for VACUUM and CREATE INDEX CONCURRENTLY. Errors: 42704 no such change, 42501 not the owner, 22023 invalid number, 55000 paused, 55006 being contracted; 0A000 from PREPARE TRANSACTION.';
 
-comment on function zdd.start_contract(text, boolean, boolean, boolean) is
+comment on function zdd.start_contract(text, boolean, boolean, boolean, text) is
 'Hands the contract of a change to a background worker, which begins when the transaction commits. What can be told without looking at rows is refused at once; what is found later stops the work, takes back a fence of its own, and is in zdd.progress and zdd.events. Arguments, locks and errors: as contract.';
 
 comment on function zdd.pause(text) is
@@ -50,10 +50,10 @@ comment on function zdd.fence(text) is
 comment on function zdd.unfence(text) is
 'Gives a fenced column its name back. Returns the phase. Locks and errors: as fence.';
 
-comment on procedure zdd.contract(text, boolean, boolean, boolean) is
+comment on procedure zdd.contract(text, boolean, boolean, boolean, text) is
 'Drops the old column, sets NOT NULL where it was asked for, and removes the trigger. From expanded it passes through a fence of its own, which it takes back when it refuses.
-accept_unmatched (default false): the values of unmatched rows may be lost. accept_lossy (default false): what the new columns do not say of the values of lossy rows may be lost. force (default false): do not wait until nobody has used the old column for zdd.quiet_period, as zdd.usage or a fence held that long shows.
-Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync, unmatched or lossy; 23502 NULLs; 2BP01 objects depend on the column; 55006 the column may be in use, or a background worker contracts; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
+accept_unmatched (default false): the values of unmatched rows may be lost. accept_lossy (default false): what the new columns do not say of the values of lossy rows may be lost. archive (default NULL): the name of a table that keeps, of each such row, its key, its old value, its kind (unmatched or lossy) and when, so that nothing is lost; the contract makes it as the owner of the table, or adds to one that another contract has made for a column of the same type. force (default false): do not wait until nobody has used the old column for zdd.quiet_period, as zdd.usage or a fence held that long shows.
+Locks: scans under ACCESS SHARE and SHARE UPDATE EXCLUSIVE; ACCESS EXCLUSIVE as split_column does, for catalog updates. Errors: 55000 wrong phase, rows not in sync, unmatched or lossy; 23502 NULLs; 2BP01 objects depend on the column; 42602 not a name for an archive, 42P07 archive exists and is none, 3F000 no such schema; 55006 the column may be in use, or a background worker contracts; 25001 inside a transaction block; 55P03 lock not available; 42704 no such change; 42501 not the owner.';
 
 comment on function zdd.rollback(text) is
 'Gives a change up, in any phase before contracted: drops the new columns and the trigger, and a fenced old column gets its name back. Background workers that vacuum or build indexes are ended. Returns the phase. Locks: as fence. Errors: 2BP01 objects depend on a new column, 55P03 lock not available, 42704 no such change, 42501 not the owner.';

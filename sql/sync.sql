@@ -35,7 +35,7 @@ declare
     name text;
 begin
     foreach name in array array['change', 'event', 'event_error', 'lane', 'skipped', 'job', 'worker', 'sample',
-        'built_index', 'guarded', 'written']
+        'built_index', 'guarded', 'written', 'archive']
     loop
         execute format('create trigger discard_replicated before insert or update or delete on zdd.%I
             for each row execute function zdd.discard_replicated()', name);

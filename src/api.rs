@@ -35,7 +35,7 @@ use crate::rule::{Column, Conflict, Join, Rule, Split, Target, Unmatched};
 use crate::usage::report;
 use crate::usage::store::{Entry, Side};
 use crate::worker::{interrupt, launch_at_commit, launch_missing, show};
-use crate::{contract, verify};
+use crate::{archive, contract, verify};
 
 /// Begins a change: adds the new columns and keeps both sides in sync from now on. See the reference for the arguments.
 ///
@@ -340,7 +340,7 @@ fn start_backfill(
 #[pg_extern(sql = r#"
 create function zdd.start_contract(
     change text, accept_unmatched boolean default false, force boolean default false,
-    accept_lossy boolean default false
+    accept_lossy boolean default false, archive text default null
 ) returns text language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn start_contract(
@@ -348,11 +348,13 @@ fn start_contract(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
     accept_lossy: Option<bool>,
+    archive: Option<String>,
 ) -> Result<String, ErrorReport> {
     let consent = Consent {
         accept_unmatched: accept_unmatched.unwrap_or(false),
         accept_lossy: accept_lossy.unwrap_or(false),
         force: force.unwrap_or(false),
+        archive: archive.as_deref(),
     };
     let right = right(change)?;
     contract::begin(right.clone(), consent, 1)?;
@@ -400,7 +402,7 @@ fn resume(change: Option<&str>) -> Result<String, ErrorReport> {
         let what = job.kind.as_str();
         pgrx::notice!("the {what} of change \"{}\", begun by a session, goes on in a background worker", change.name);
     }
-    catalog::set_job(&change, job.kind, workers, job.options, "resumed")?;
+    catalog::set_job(&change, job.kind, workers, job.options.clone(), "resumed")?;
     launch_at_commit(change.id, workers);
     Ok(change.name)
 }
@@ -494,6 +496,9 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
         Err(Error::TableGone { .. }) if catalog::end_if_table_is_gone(&catalog::find(name)?)? => {}
         right => {
             let right = right?;
+            if catalog::archive(right.id)?.is_some() {
+                archive::discard(&right.lock_patiently()?)?;
+            }
             ddl::roll_back(&|| right.lock())?;
         }
     }
@@ -505,7 +510,7 @@ fn rollback(change: Option<&str>) -> Result<String, ErrorReport> {
 #[pg_extern(sql = r#"
 create procedure zdd.contract(
     change text, accept_unmatched boolean default false, force boolean default false,
-    accept_lossy boolean default false
+    accept_lossy boolean default false, archive text default null
 ) language c as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
 fn contract_change(
@@ -513,12 +518,14 @@ fn contract_change(
     accept_unmatched: Option<bool>,
     force: Option<bool>,
     accept_lossy: Option<bool>,
+    archive: Option<String>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<(), ErrorReport> {
     let session = Session::of_procedure("contract", fcinfo)?;
     let consent = Consent {
         accept_unmatched: accept_unmatched.unwrap_or(false),
         accept_lossy: accept_lossy.unwrap_or(false),
+        archive: archive.as_deref(),
         force: force.unwrap_or(false),
     };
     let right = session.transaction(|| right(change.as_deref()))?;

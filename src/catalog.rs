@@ -75,13 +75,16 @@ pub struct Stopped {
 }
 
 /// What the caller asked for, and what a worker that takes over must know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct JobOptions {
     pub fire_triggers: bool,
     pub accept_unmatched: bool,
     pub accept_lossy: bool,
     pub force: bool,
+    /// The name of the table that keeps what would be lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<String>,
     /// The fence that is up is the contract's own, which goes when it is refused.
     pub own_fence: bool,
 }
@@ -769,7 +772,7 @@ pub fn take_vacuum(id: i64) -> Result<Option<pg_sys::Oid>, Error> {
 
 /// Forgets what is only needed while a change is active, but for who works on it: they may have to be ended.
 pub fn forget_work(id: i64) -> Result<(), Error> {
-    for table in ["skipped", "lane", "sample", "job", "built_index", "guarded", "written"] {
+    for table in ["skipped", "lane", "sample", "job", "built_index", "guarded", "written", "archive"] {
         execute(&format!("delete from zdd.{table} where change_id = $1"), &[id.into()])?;
     }
     Ok(())
@@ -1188,6 +1191,25 @@ pub fn take_written(id: i64, most: u32) -> Result<Vec<(pg_sys::Oid, Tid)>, Error
 /// Forgets them all.
 pub fn forget_written(id: i64) -> Result<(), Error> {
     execute("delete from zdd.written where change_id = $1", &[id.into()])
+}
+
+/// The table that is the archive of a contract that is under way, or came to nothing, and whether the contract has made it.
+pub fn archive(id: i64) -> Result<Option<(pg_sys::Oid, bool)>, Error> {
+    let sql = "select relation, made from zdd.archive where change_id = $1";
+    Ok(read(sql, &[id.into()], |row| Ok((get(row, 1)?, get(row, 2)?)))?.into_iter().next())
+}
+
+/// Remembers it. That the contract has made it stays so when another attempt finds it.
+pub fn set_archive(id: i64, relation: pg_sys::Oid, made: bool) -> Result<(), Error> {
+    execute(
+        "insert into zdd.archive (change_id, relation, made) values ($1, $2, $3) on conflict (change_id) do nothing",
+        &[id.into(), relation.into(), made.into()],
+    )
+}
+
+/// Forgets it.
+pub fn forget_archive(id: i64) -> Result<(), Error> {
+    execute("delete from zdd.archive where change_id = $1", &[id.into()])
 }
 
 /// The changes of this database that background workers are to work for.

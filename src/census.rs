@@ -3,17 +3,21 @@
 //! they are looked at again: the last few under the lock under which the column goes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use pgrx::pg_sys;
 use smallvec::SmallVec;
 
+use crate::archive::{self, Archive, Lost};
 use crate::catalog::{self, Change, Claim};
 use crate::ddl::open;
 use crate::error::Error;
+use crate::guc;
 use crate::pg::inheritance::ancestors;
 use crate::pg::lock::{LockMode, tree};
 use crate::pg::security::query;
 use crate::pg::session::{Session, with_latest_snapshot};
+use crate::pg::settings::with_settings;
 use crate::pg::table::{Table, Tid};
 use crate::pg::trigger::WatchTrigger;
 use crate::plans;
@@ -23,7 +27,7 @@ use crate::verify::{self, Counts};
 /// So many rows are looked at again in a transaction.
 const MANY: u32 = 10_000;
 /// And so many while the table is locked against everybody.
-const FEW: u32 = 500;
+const FEW: u32 = 200;
 
 /// Called by the watching triggers: notes where a row was and is, if it is not plainly in sync in one of them.
 pub fn note(trigger: &WatchTrigger) -> Result<(), Error> {
@@ -54,14 +58,20 @@ struct Seen {
 }
 
 /// What is known of the rows of a change that is watched.
-#[derive(Default)]
 pub struct Census {
     tables: HashMap<pg_sys::Oid, Seen>,
     /// Of the rows that were looked at again.
     later: Counts,
+    /// Has those of the rows that have something to lose.
+    archive: Option<Archive>,
 }
 
 impl Census {
+    /// Knows nothing yet, and fills an archive that is empty.
+    pub fn new(archive: Option<Archive>) -> Census {
+        Census { tables: HashMap::new(), later: Counts::default(), archive }
+    }
+
     /// The rows by their states. What was written meanwhile counts as often as it was written.
     pub fn counts(&self) -> Counts {
         let mut counts = self.later;
@@ -72,9 +82,20 @@ impl Census {
     /// Looks at the rows of all tables that it has not looked at as they are, and again at those that were written since.
     pub fn look(&mut self, session: &Session, claim: &Claim) -> Result<(), Error> {
         let tables = session.transaction(|| tables(&claim.find()?))?;
-        self.tables.retain(|relation, _| tables.iter().any(|table| table.relation == *relation));
+        let known: Vec<pg_sys::Oid> = self.tables.keys().copied().collect();
+        let gone = known.iter().copied().filter(|it| !tables.iter().any(|table| table.relation == *it));
+        for relation in gone.chain(tables.iter().map(|table| table.relation)) {
+            if self.is_current(relation, &tables) {
+                continue;
+            }
+            // Rows of it may have been looked at again already.
+            self.tables.remove(&relation);
+            if let Some(archive) = self.archive {
+                session.transaction(|| archive.forget(&claim.find()?, relation))?;
+            }
+        }
         for Member { relation, blocks, stamp } in tables {
-            if self.has_seen(relation, &stamp) {
+            if self.tables.contains_key(&relation) {
                 continue;
             }
             let mut counts = Counts::default();
@@ -83,7 +104,8 @@ impl Census {
                     let Some(table) = Table::open(relation, LockMode::AccessShare) else { return Ok(()) };
                     // Who changes what the rule is has the table locked.
                     let change = with_latest_snapshot(|| claim.find())?;
-                    verify::count_piece(&change, &table, piece, &mut counts)
+                    let lost = self.look_at(&change, &table, piece, |_| true, &mut counts)?;
+                    self.archive(&change, relation, &lost)
                 })?;
             }
             if counts.rows == 0 {
@@ -97,9 +119,18 @@ impl Census {
 
     /// Under the lock: whether it knows of all rows. If not, it takes too long to find out here.
     pub fn is_complete(&mut self, change: &Change) -> Result<bool, Error> {
+        let tables = tables(change)?;
         // What has no blocks has no rows.
         let is_new = |table: &Member| table.blocks > 0 && !self.has_seen(table.relation, &table.stamp);
-        Ok(!tables(change)?.iter().any(is_new) && !self.look_again(change, FEW)?)
+        let is_known = !tables.iter().any(is_new) && self.tables.keys().all(|it| self.is_current(*it, &tables));
+        // Nobody is to wait behind us for whoever has locked the archive.
+        let timeout = guc::milliseconds(guc::lock_timeout());
+        with_settings(&[(c"lock_timeout", timeout.as_c_str())], || Ok(is_known && !self.look_again(change, FEW)?))
+    }
+
+    /// Whether a table that was looked at is as it was then.
+    fn is_current(&self, relation: pg_sys::Oid, tables: &[Member]) -> bool {
+        tables.iter().any(|table| table.relation == relation && self.has_seen(relation, &table.stamp))
     }
 
     fn has_seen(&self, relation: pg_sys::Oid, stamp: &str) -> bool {
@@ -110,19 +141,52 @@ impl Census {
     fn look_again(&mut self, change: &Change, most: u32) -> Result<bool, Error> {
         let written = catalog::take_written(change.id, most)?;
         let more = written.len() == most as usize;
-        let mut pages: BTreeMap<(u32, u32), Vec<Tid>> = BTreeMap::new();
+        let mut tables: BTreeMap<u32, BTreeMap<u32, Vec<Tid>>> = BTreeMap::new();
         for (relation, tid) in written {
-            pages.entry((relation.to_u32(), tid.block)).or_default().push(tid);
+            tables.entry(relation.to_u32()).or_default().entry(tid.block).or_default().push(tid);
         }
-        for ((relation, block), tids) in pages {
-            let Some(table) = Table::look_at(relation.into()) else { continue };
-            verify::look_at_piece(change, &table, block..block + 1, |tid, state, null_violation| {
-                if tids.contains(&tid) {
-                    self.later.add(state, null_violation);
-                }
-            })?;
+        let mut later = self.later;
+        for (relation, pages) in tables {
+            let relation = relation.into();
+            if let Some(archive) = self.archive {
+                archive.remove(change, relation, pages.values().flatten().copied())?;
+            }
+            let Some(table) = Table::look_at(relation) else { continue };
+            let mut lost = Vec::new();
+            for (block, tids) in pages {
+                lost.extend(self.look_at(change, &table, block..block + 1, |tid| tids.contains(&tid), &mut later)?);
+            }
+            drop(table);
+            self.archive(change, relation, &lost)?;
         }
+        self.later = later;
         Ok(more)
+    }
+
+    /// Counts rows of one piece of a table. Returns those that are to be archived.
+    fn look_at(
+        &self,
+        change: &Change,
+        table: &Table,
+        blocks: Range<u32>,
+        wanted: impl Fn(Tid) -> bool,
+        counts: &mut Counts,
+    ) -> Result<Vec<Lost>, Error> {
+        let mut lost = Vec::new();
+        verify::look_at_piece(change, table, blocks, |tid, state, null_violation| {
+            if wanted(tid) {
+                counts.add(state, null_violation);
+                lost.extend(archive::kind(state).filter(|_| self.archive.is_some()).map(|kind| (tid, kind)));
+            }
+        })?;
+        Ok(lost)
+    }
+
+    fn archive(&self, change: &Change, relation: pg_sys::Oid, lost: &[Lost]) -> Result<(), Error> {
+        match self.archive {
+            Some(archive) if !lost.is_empty() => archive.add(change, relation, lost),
+            _ => Ok(()),
+        }
     }
 }
 

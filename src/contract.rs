@@ -1,5 +1,8 @@
 //! The way to `contracted`: what must be known before the old column may go, and the steps, each in its own transaction.
 
+use serde_json::json;
+
+use crate::archive::{self, Archive};
 use crate::backfill::run::count;
 use crate::catalog::{self, Change, Claim, JobKind, JobOptions, Right};
 use crate::census::Census;
@@ -14,20 +17,30 @@ use crate::verify::Counts;
 
 /// What the caller takes upon himself.
 #[derive(Clone, Copy, Debug)]
-pub struct Consent {
+pub struct Consent<'a> {
     /// The values of unmatched rows may be lost.
     pub accept_unmatched: bool,
     /// What the new columns do not say of the values of lossy rows may be lost.
     pub accept_lossy: bool,
+    /// The name of a table that keeps them all, so that nothing is lost.
+    pub archive: Option<&'a str>,
     /// Nobody needs to have been seen not using the old column.
     pub force: bool,
 }
 
-impl Consent {
+impl Consent<'_> {
     /// What whoever asked for a job said.
-    pub fn of_job(options: JobOptions) -> Consent {
-        let JobOptions { accept_unmatched, accept_lossy, force, .. } = options;
-        Consent { accept_unmatched, accept_lossy, force }
+    pub fn of_job(options: &JobOptions) -> Consent<'_> {
+        let JobOptions { accept_unmatched, accept_lossy, force, .. } = *options;
+        Consent { accept_unmatched, accept_lossy, archive: options.archive.as_deref(), force }
+    }
+
+    fn may_lose_unmatched(&self) -> bool {
+        self.accept_unmatched || self.archive.is_some()
+    }
+
+    fn may_lose_lossy(&self) -> bool {
+        self.accept_lossy || self.archive.is_some()
     }
 }
 
@@ -51,6 +64,7 @@ pub fn begin(right: Right, consent: Consent, workers: u32) -> Result<Claim, Erro
     let options = JobOptions {
         accept_unmatched: consent.accept_unmatched,
         accept_lossy: consent.accept_lossy,
+        archive: consent.archive.map(str::to_owned),
         force: consent.force,
         own_fence: change.has_own_fence(),
         ..JobOptions::default()
@@ -67,8 +81,13 @@ pub fn contract(
     mut doing: impl FnMut(&str, Option<&str>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     match run(session, claim, consent, &mut doing) {
-        Ok(counts) => {
-            notice_lost(&counts);
+        Ok((counts, archive)) => {
+            match archive {
+                None => notice_lost(&counts),
+                Some(archive) => {
+                    pgrx::info!("{}: what the new columns do not give back is in {archive}", claim.name());
+                }
+            }
             pgrx::info!("{}: contracted; the old column is gone", claim.name());
             Ok(())
         }
@@ -90,6 +109,8 @@ pub fn contract(
                     doing("takes its fence back", WAITS)
                 },
             )?;
+            // First the applications, then what nobody waits for.
+            session.transaction(|| discard_archive(claim))?;
             if !session.is_worker() {
                 session.transaction(|| give_up(claim, &error))?;
             }
@@ -98,13 +119,13 @@ pub fn contract(
     }
 }
 
-/// The steps. Returns what became of the rows.
+/// The steps. Returns what there was to lose, and the name of the archive that keeps it.
 fn run(
     session: &Session,
     claim: &Claim,
     consent: Consent,
     doing: &mut impl FnMut(&str, Option<&str>) -> Result<(), Error>,
-) -> Result<Counts, Error> {
+) -> Result<(Counts, Option<String>), Error> {
     let change = session.transaction(|| claim.find())?;
     // A worker that is gone may have come as far as its own fence.
     let own_fence = change.phase == Phase::Expanded || change.has_own_fence();
@@ -131,7 +152,8 @@ fn run(
     }
     // The old application may have written between the first count and the fence, and who names no columns still does.
     doing("counts rows behind the fence", None)?;
-    let mut census = Census::default();
+    let archive = session.transaction(|| archive::prepare(&claim.lock()?, consent.archive))?;
+    let mut census = Census::new(archive);
     census.look(session, claim)?;
     refuse_rows(&change, &census.counts(), consent)?;
     if ddl::has_not_null(&change) {
@@ -154,12 +176,16 @@ fn run(
             let is_complete = census.is_complete(&table.change)?;
             refuse_rows(&change, &census.counts(), consent)?;
             if is_complete {
+                if let Some(archive) = archive {
+                    let detail = json!({ "archive": archive.name() });
+                    catalog::record(change.id, &change.name, "archived", detail)?;
+                }
                 ddl::drop_source(&table)?;
             }
             Ok(is_complete)
         };
         if across_transactions(session, false, drop_source, |_| doing("drops the old column", WAITS))? {
-            return Ok(census.counts());
+            return Ok((census.counts(), session.transaction(|| Ok(archive.map(Archive::name)))?));
         }
         // Partitions have come, or many rows been written, while it waited for the table.
         doing("counts rows behind the fence", None)?;
@@ -198,12 +224,23 @@ fn undo(claim: &Claim) -> Result<(), Error> {
     }
 }
 
+/// Takes back what it has archived.
+fn discard_archive(claim: &Claim) -> Result<(), Error> {
+    match claim.lock_anyway() {
+        Ok(change) if claim.has_job(&change) => archive::discard(&change),
+        _ => Ok(()),
+    }
+}
+
 /// Takes back what a contract has done whose session is gone.
 pub fn clean_up_after(change: &Change) -> Result<(), Error> {
     let Some(claim) = Claim::of_job(change) else { return Ok(()) };
     undo(&claim)?;
     match claim.lock_anyway() {
-        Ok(change) if claim.has_job(&change) => catalog::end_job(change.id),
+        Ok(change) if claim.has_job(&change) => {
+            archive::discard(&change)?;
+            catalog::end_job(change.id)
+        }
         _ => Ok(()),
     }
 }
@@ -216,7 +253,7 @@ fn give_up(claim: &Claim, error: &Error) -> Result<(), Error> {
 }
 
 /// What can be told without looking at the rows.
-pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
+pub fn check(change: &Change, consent: Consent<'_>) -> Result<(), Error> {
     if !matches!(change.phase, Phase::Expanded | Phase::Fenced) {
         return Err(Error::WrongPhase {
             change: change.name.clone(),
@@ -226,12 +263,13 @@ pub fn check(change: &Change, consent: Consent) -> Result<(), Error> {
         });
     }
     ddl::refuse_dependents(change, "contract", &[change.rule.source.current_name().to_owned()])?;
+    consent.archive.map_or(Ok(()), |name| archive::check(change, name))?;
     check_usage(change, consent, change.has_own_fence())
 }
 
 /// An error unless it is known that nobody uses the old column: it has been fenced for long enough, or use was recorded
 /// for that long and there was none. A contract's own fence is no proof: nobody has watched who runs into it.
-fn check_usage(change: &Change, consent: Consent, own_fence: bool) -> Result<(), Error> {
+fn check_usage(change: &Change, consent: Consent<'_>, own_fence: bool) -> Result<(), Error> {
     let quiet_period = guc::quiet_period();
     let fenced_for = (change.phase == Phase::Fenced && !own_fence).then_some(change.in_phase);
     if consent.force || quiet_period.is_zero() {
@@ -253,15 +291,15 @@ fn check_usage(change: &Change, consent: Consent, own_fence: bool) -> Result<(),
 }
 
 /// An error if a row would lose something.
-fn refuse_rows(change: &Change, counts: &Counts, consent: Consent) -> Result<(), Error> {
+fn refuse_rows(change: &Change, counts: &Counts, consent: Consent<'_>) -> Result<(), Error> {
     let change = change.name.clone();
     if counts.pending > 0 || counts.diverged > 0 {
         return Err(Error::NotInSync { change, pending: counts.pending, diverged: counts.diverged });
     }
-    if counts.unmatched > 0 && !consent.accept_unmatched {
+    if counts.unmatched > 0 && !consent.may_lose_unmatched() {
         return Err(Error::UnmatchedRows { change, rows: counts.unmatched });
     }
-    if counts.lossy > 0 && !consent.accept_lossy {
+    if counts.lossy > 0 && !consent.may_lose_lossy() {
         return Err(Error::LossyRows { change, rows: counts.lossy });
     }
     if counts.null_violations > 0 {

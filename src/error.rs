@@ -239,6 +239,20 @@ pub enum Error {
         change: String,
         rows: i64,
     },
+    ArchiveName {
+        name: String,
+    },
+    NoSuchSchema {
+        schema: String,
+    },
+    ArchiveDenied {
+        schema: String,
+        owner: String,
+    },
+    ArchiveShape {
+        archive: String,
+        problems: Vec<String>,
+    },
     Dependents {
         change: String,
         column: String,
@@ -728,13 +742,32 @@ impl Error {
                 format!("{} of change \"{change}\" {} unmatched", rows(*count), agree(*count, "is", "are")),
             )
             .detail("The split rule does not accept their old value, which would be lost.")
-            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_unmatched => true."),
+            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say archive => 'schema.table', which keeps the old ones, or accept_unmatched => true."),
             LossyRows { change, rows: count } => parts(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("{} of change \"{change}\" {} lossy", rows(*count), agree(*count, "is", "are")),
             )
             .detail("The new columns joined would not give their old value back, which would be lost.")
-            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say accept_lossy => true."),
+            .hint("SELECT * FROM zdd.mismatches(change) shows them. Give them new values, or say archive => 'schema.table', which keeps the old ones, or accept_lossy => true."),
+            ArchiveName { name } => {
+                parts(Code::ERRCODE_INVALID_NAME, format!("\"{name}\" cannot be the name of an archive"))
+                    .detail("It is no name of a table, or one in a schema of the system.")
+                    .hint("Name a table as archive => 'schema.table'; without a schema it is made beside the table of the change.")
+            }
+            NoSuchSchema { schema } => {
+                parts(Code::ERRCODE_INVALID_SCHEMA_NAME, format!("schema \"{schema}\" does not exist"))
+            }
+            ArchiveDenied { schema, owner } => parts(
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for schema {schema}"),
+            )
+            .detail(format!("The archive is made by \"{owner}\", who owns the table."))
+            .hint("Name a table in a schema in which the owner of the table may create one."),
+            ArchiveShape { archive, problems } => {
+                parts(Code::ERRCODE_DUPLICATE_TABLE, format!("{archive} exists and is not an archive of this column"))
+                    .detail(problems.join("\n"))
+                    .hint("Name a table that is not there yet, or one that a contract has made for a column of the same type and owner.")
+            }
             Dependents { change, column, what, dependents } => parts(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("cannot {what} change \"{change}\": other objects depend on column \"{column}\""),

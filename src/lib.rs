@@ -3,6 +3,7 @@
 use pgrx::{extension_sql_file, pg_guard};
 
 mod api;
+mod archive;
 mod backfill;
 mod binding;
 mod catalog;

@@ -238,7 +238,7 @@ fn take_slot(change: &Change, workers: u32) -> Option<Slot> {
 fn run_job(session: &Session, claim: &Claim, slot: Slot, change: Change) -> Result<(), Error> {
     match &change.job {
         Some(job) if job.kind == JobKind::Contract => {
-            contract::contract(session, claim, Consent::of_job(job.options), |what, waiting| {
+            contract::contract(session, claim, Consent::of_job(&job.options), |what, waiting| {
                 show(session, &slot, &change.name, what, waiting)
             })
         }

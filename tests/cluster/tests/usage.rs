@@ -1177,5 +1177,6 @@ fn the_saver_comes_back() {
     wait_until("a saver", Duration::from_secs(60), || Ok(!db.text(saver).is_empty())).unwrap();
     let first = db.text(saver);
     db.run(&format!("SELECT pg_terminate_backend({first}, 5000)"));
-    wait_until("another saver", Duration::from_secs(60), || Ok(!["", &first].contains(&db.text(saver).as_str()))).unwrap();
+    wait_until("another saver", Duration::from_secs(60), || Ok(!["", &first].contains(&db.text(saver).as_str())))
+        .unwrap();
 }
