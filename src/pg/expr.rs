@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 
+use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
 use super::gate::Gate;
@@ -193,6 +194,11 @@ fn analyse(
                 let message = message.replace("a column generation expression", "the SQL of a rule");
                 let message = message.replace("column generation expression", "the SQL of a rule");
                 return Err(Error::RuleExpression { argument, code: error.code(), message });
+            }
+            Err(error)
+                if [Code::ERRCODE_UNDEFINED_FUNCTION, Code::ERRCODE_UNDEFINED_OBJECT].contains(&error.code()) =>
+            {
+                return Err(Error::RuleName { argument, code: error.code(), message: error.message() });
             }
             Err(error) => error.rethrow(),
         };
