@@ -91,6 +91,12 @@ pub enum Error {
         code: Code,
         message: String,
     },
+    /// What PostgreSQL does not find.
+    RuleName {
+        argument: &'static str,
+        code: Code,
+        message: String,
+    },
     ForeignObject {
         object: String,
         user: String,
@@ -556,6 +562,8 @@ impl Error {
                 parts(*code, format!("{argument}: {message}"))
                     .hint("An expression of a rule computes one value from the columns of one side of one row. Put what takes more into an immutable function.")
             }
+            RuleName { argument, code, message } => parts(*code, format!("{argument}: {message}"))
+                .hint("Name functions, operators and types of other schemas with their schema: the SQL of a rule finds pg_catalog alone. Or cast what it is given."),
             ForeignObject { object, user, owner } => parts(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("a rule must not use {object} of role \"{user}\""),

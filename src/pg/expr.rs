@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 
+use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
 use super::gate::Gate;
 use super::inspect::{ObjectId, UserObjects};
 use super::memory::Memory;
 use super::parse::{c_text, expression};
+use super::settings::RowSettings;
 use super::subxact::catch;
 use super::types::ColumnType;
 use super::value::{Value, Values};
@@ -143,6 +145,7 @@ impl Evaluation {
             for &state in &self.states {
                 let mut is_null = false;
                 let Some(evaluate) = (*state).evalfunc else { continue };
+                RowSettings::renew();
                 let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(state, self.context, &mut is_null));
                 outputs.push(Value::from_parts(datum, is_null));
             }
@@ -193,6 +196,11 @@ fn analyse(
                 let message = message.replace("a column generation expression", "the SQL of a rule");
                 let message = message.replace("column generation expression", "the SQL of a rule");
                 return Err(Error::RuleExpression { argument, code: error.code(), message });
+            }
+            Err(error)
+                if [Code::ERRCODE_UNDEFINED_FUNCTION, Code::ERRCODE_UNDEFINED_OBJECT].contains(&error.code()) =>
+            {
+                return Err(Error::RuleName { argument, code: error.code(), message: error.message() });
             }
             Err(error) => error.rethrow(),
         };

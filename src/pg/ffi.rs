@@ -22,8 +22,8 @@ pub(super) mod raw {
 
     unsafe extern "C-unwind" {
         pub static MySubscription: *const Subscription;
-        pub static bytea_output: core::ffi::c_int;
-        pub static xmloption: core::ffi::c_int;
+        pub static mut bytea_output: core::ffi::c_int;
+        pub static mut xmloption: core::ffi::c_int;
         #[cfg(feature = "pg15")]
         pub fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void)
         -> bool;
@@ -62,7 +62,10 @@ pub(super) mod raw {
     }
 }
 
-pub use raw::Walker;
+pub use raw::{Walker, bytea_output, xmloption};
+
+/// A value of the setting bytea_output.
+pub const BYTEA_OUTPUT_HEX: core::ffi::c_int = 1;
 
 /// Handles a signal.
 pub type Signal = unsafe extern "C-unwind" fn(core::ffi::c_int);
@@ -75,7 +78,6 @@ pub fn has_superclass(relation: pg_sys::Oid) -> bool {
 
 /// Whether bytea is written in hexadecimal digits.
 pub fn bytea_output_is_hex() -> bool {
-    const BYTEA_OUTPUT_HEX: core::ffi::c_int = 1;
     // SAFETY: reads a setting.
     unsafe { raw::bytea_output == BYTEA_OUTPUT_HEX }
 }

@@ -188,3 +188,41 @@ select zdd.split_column('required', 'a', 'x text, y text not null, z text', deli
 select zdd.rollback('required.a');
 select zdd.split_column('required', 'a', 'x text, y text', delimiter => ',');
 select zdd.rollback('required.a');
+
+-- An expression that is IMMUTABLE under fixed settings alone: with a SET clause its function says which. A function without
+-- one that says IMMUTABLE all the same gets pg_zdd's, whoever writes, and so does what a backfill splits.
+create table day (id integer primary key, a text);
+insert into day values (1, '03/02/2024');
+:remember
+select zdd.split_column('day', 'a', 'd date', split_sql => array['a::date'], join_sql => 'app.written(d)');
+:refused
+create function with_set(text) returns date language sql immutable strict set datestyle = 'ISO, DMY' as 'select $1::date';
+create function written(date) returns text language sql immutable strict set datestyle = 'SQL, DMY' as 'select $1::text';
+create function without_set(text) returns date language sql immutable strict as 'select $1::date';
+create function shown(text) returns text language sql immutable strict as
+    $$select concat_ws(' ', $1::date, $1::date::timestamptz at time zone 'UTC', 1.0::float8 / 3, interval '1 day 2 hours', '\x41'::bytea)$$;
+create function fails(text) returns boolean language plpgsql immutable strict
+    set extra_float_digits = -3 set timezone = 'Asia/Tokyo' set datestyle = 'German' as
+    $$begin if $1 = '04/02/2024' then raise exception 'no'; end if; return true; end$$;
+select zdd.split_column('day', 'a', 'with_set date, without_set date, shown text, fails boolean',
+    split_sql => array['app.with_set(a)', 'app.without_set(a)', 'app.shown(a)', 'app.fails(a)'], join_sql => 'app.written(with_set)');
+set datestyle = 'German, DMY';
+set timezone = 'Europe/Berlin';
+set extra_float_digits = -10;
+set intervalstyle = 'iso_8601';
+set bytea_output = 'escape';
+insert into day values (2, '03/02/2024'), (3, '04/02/2024');
+insert into day (id, with_set) values (4, '5.2.2024');
+-- The session has its own again, also after an error.
+select '2024-02-03'::date, '2024-02-03'::date::timestamptz, 1.0::float8 / 3, interval '1 day 2 hours', '\x41'::bytea;
+show datestyle;
+show timezone;
+show extra_float_digits;
+reset datestyle;
+reset timezone;
+reset extra_float_digits;
+reset intervalstyle;
+reset bytea_output;
+\! tests/regress/session "call zdd.backfill('day.a')"
+select * from day order by id;
+select in_sync, unmatched, diverged from zdd.verify('day.a');
