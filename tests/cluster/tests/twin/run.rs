@@ -193,7 +193,7 @@ impl Play<'_> {
         let again = self.must_repeat(app, table) && (self.unsettled || is_violation(twin));
         // Of several violations COPY meets another first when there are triggers, and so does what writes several rows if they
         // lie in another order.
-        let several = ["COPY", "MERGE", " BETWEEN "].iter().any(|word| statements[0].contains(word));
+        let several = ["COPY", "MERGE", " BETWEEN ", " FROM (VALUES"].iter().any(|word| statements[0].contains(word));
         let violated = several && is_violation(table) && is_violation(twin);
         let moving = self.stage.shape.is_partitioned() && statements[0].starts_with("UPDATE");
         if !(again || violated || table.agrees(twin, width) || moving && table.is_same_null(twin)) {

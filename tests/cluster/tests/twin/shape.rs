@@ -243,17 +243,14 @@ impl Shape {
         };
         if self.kind.ordered {
             match rng.u8(..10) {
-                0 => {
-                    self.add(format!("ALTER TABLE $t ADD CONSTRAINT once UNIQUE ($s{within})"));
+                choice @ 0..3 => {
+                    let when = ["", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"][usize::from(choice)];
+                    self.add(format!("ALTER TABLE $t ADD CONSTRAINT once UNIQUE ($s{within}) {when}"));
                     // Where a row trigger comes first, an UPDATE that names a column of this constraint locks the row as if
                     // its key changed, also if it stays as it is. So there is one on both sides.
                     self.add("CREATE FUNCTION app.nothing() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN RETURN NEW; END $f$");
                     self.add("CREATE TRIGGER nothing BEFORE UPDATE ON $t FOR EACH ROW EXECUTE FUNCTION app.nothing()");
                 }
-                1 => self.add(format!("ALTER TABLE $t ADD CONSTRAINT once UNIQUE ($s{within}) DEFERRABLE")),
-                2 => self.add(format!(
-                    "ALTER TABLE $t ADD CONSTRAINT once UNIQUE ($s{within}) DEFERRABLE INITIALLY DEFERRED"
-                )),
                 3 if self.layout == Layout::Plain && self.kind.definition != "text[]" => {
                     self.add("ALTER TABLE $t ADD CONSTRAINT once EXCLUDE USING btree ($s WITH =)");
                 }

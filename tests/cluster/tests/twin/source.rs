@@ -69,11 +69,16 @@ impl Kind {
         if self.is_text && one_in(rng, 3) && holds_text(&rule.targets[0]) {
             rule.unmatched = "whole";
         }
+        // What a default gives must be something that can be joined.
+        let takes_defaults = !["app.mood", "int4range"].contains(&self.definition);
         for target in &mut rule.targets {
             target.not_null = one_in(rng, 3);
+            if !takes_defaults {
+                continue;
+            }
             if one_in(rng, 6) && target.type_name == "int" {
                 target.default = Some("7");
-            } else if one_in(rng, 6) && holds_text(target) && self.definition != "app.mood" {
+            } else if one_in(rng, 6) && holds_text(target) {
                 target.default = Some("'new'");
             }
         }
