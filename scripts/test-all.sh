@@ -26,8 +26,10 @@ for version in "${versions[@]}"; do
         failed=yes
         continue
     fi
-    # Where pg_upgrade comes from: the version before, as its own tests have left it.
-    settings=(PG_CONFIG="$pg_config" PG_ZDD_UPGRADE_FROM="$before")
+    # Where pg_upgrade comes from: the version before, as its own tests have left it. Not from 15, which is newer than the
+    # wheels: the pg_attver that Debian's 15.20 writes into pg_attribute.attoptions is unknown to 16.14 and 17.10.
+    settings=(PG_CONFIG="$pg_config")
+    [ "$version" = 16 ] || settings+=(PG_ZDD_UPGRADE_FROM="$before")
     before=
     started=$SECONDS
     logs="$CARGO_TARGET_DIR/test-logs"

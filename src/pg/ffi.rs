@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-pub(super) mod raw {
+mod raw {
     use pgrx::pg_sys;
 
     /// How PostgreSQL's Subscription begins.
@@ -24,15 +24,6 @@ pub(super) mod raw {
         pub static MySubscription: *const Subscription;
         pub static mut bytea_output: core::ffi::c_int;
         pub static mut xmloption: core::ffi::c_int;
-        #[cfg(feature = "pg15")]
-        pub fn expression_tree_walker(node: *mut pg_sys::Node, walker: Walker, context: *mut core::ffi::c_void)
-        -> bool;
-        #[cfg(not(feature = "pg15"))]
-        pub fn expression_tree_walker_impl(
-            node: *mut pg_sys::Node,
-            walker: Walker,
-            context: *mut core::ffi::c_void,
-        ) -> bool;
         pub fn ThrowErrorData(error: *mut pg_sys::ErrorData);
         pub fn has_superclass(relation: pg_sys::Oid) -> bool;
         pub fn find_all_inheritors(
@@ -45,14 +36,6 @@ pub(super) mod raw {
         pub fn die(signal: core::ffi::c_int);
         pub fn SignalHandlerForConfigReload(signal: core::ffi::c_int);
         pub fn datumCopy(value: pg_sys::Datum, by_value: bool, len: i32) -> pg_sys::Datum;
-        #[cfg(feature = "pg18")]
-        pub fn expand_generated_columns_in_expr(
-            node: *mut pg_sys::Node,
-            relation: pg_sys::Relation,
-            number: core::ffi::c_int,
-        ) -> *mut pg_sys::Node;
-        #[cfg(feature = "pg18")]
-        pub fn build_generation_expression(relation: pg_sys::Relation, column: core::ffi::c_int) -> *mut pg_sys::Node;
         pub fn ExecComputeStoredGenerated(
             result: *mut pg_sys::ResultRelInfo,
             state: *mut pg_sys::EState,

@@ -6,8 +6,34 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-use super::ffi::{Signal, Walker, raw};
+use super::ffi::{Signal, Walker};
 use super::hook;
+
+/// What pgrx has no bindings for.
+mod raw {
+    use core::ffi::c_void;
+
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        #[cfg(feature = "pg15")]
+        pub fn expression_tree_walker(node: *mut pg_sys::Node, walker: super::Walker, context: *mut c_void) -> bool;
+        #[cfg(not(feature = "pg15"))]
+        pub fn expression_tree_walker_impl(
+            node: *mut pg_sys::Node,
+            walker: super::Walker,
+            context: *mut c_void,
+        ) -> bool;
+        #[cfg(feature = "pg18")]
+        pub fn expand_generated_columns_in_expr(
+            node: *mut pg_sys::Node,
+            relation: pg_sys::Relation,
+            number: core::ffi::c_int,
+        ) -> *mut pg_sys::Node;
+        #[cfg(feature = "pg18")]
+        pub fn build_generation_expression(relation: pg_sys::Relation, column: core::ffi::c_int) -> *mut pg_sys::Node;
+    }
+}
 
 /// The hook that sees which columns a statement uses. In 15 they stand in the range table, later in a list of their own.
 #[cfg(feature = "pg15")]
