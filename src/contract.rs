@@ -152,7 +152,8 @@ fn run(
     }
     // The old application may have written between the first count and the fence, and who names no columns still does.
     doing("counts rows behind the fence", None)?;
-    let archive = session.transaction(|| archive::prepare(&claim.lock()?, consent.archive))?;
+    let prepare = || archive::prepare(&claim.lock()?, consent.archive);
+    let archive = across_transactions(session, false, prepare, |_| doing("counts rows behind the fence", WAITS))?;
     let mut census = Census::new(archive);
     census.look(session, claim)?;
     refuse_rows(&change, &census.counts(), consent)?;
