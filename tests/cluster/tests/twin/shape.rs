@@ -415,7 +415,9 @@ fn any_trigger(rng: &mut Rng, shape: &Shape) -> (&'static str, &'static str) {
         0 | 1 if text => (BEFORE, "NEW.$s := regexp_replace(btrim(NEW.$s), '[ \t]+', ' ', 'g'); RETURN NEW;"),
         2 if text => (BEFORE_INSERT, "IF NEW.$s IS NULL THEN NEW.$s := 'Elm 1'; END IF; RETURN NEW;"),
         3 => (BEFORE_UPDATE, "NEW.rev := OLD.rev + 1; RETURN NEW;"),
-        4 => (BEFORE_UPDATE, "IF NEW IS DISTINCT FROM OLD THEN NEW.rev := OLD.rev + 1; END IF; RETURN NEW;"),
+        4 if shape.kind.ordered => {
+            (BEFORE_UPDATE, "IF NEW IS DISTINCT FROM OLD THEN NEW.rev := OLD.rev + 1; END IF; RETURN NEW;")
+        }
         5 => (BEFORE, "IF NEW.note LIKE 'skip%' THEN RETURN NULL; END IF; RETURN NEW;"),
         6 => ("TRIGGER $name AFTER INSERT OR UPDATE ON $t FOR EACH ROW EXECUTE FUNCTION $f", AUDIT),
         7 => ("TRIGGER $name AFTER UPDATE OF $s ON $t FOR EACH ROW EXECUTE FUNCTION $f", AUDIT),
