@@ -11,11 +11,13 @@ use crate::catalog::{self, Change};
 use crate::ddl::{foreign_key, trigger_name};
 use crate::error::Error;
 use crate::guc;
-use crate::pg::inheritance::has_parent;
+use crate::pg::inheritance::{ancestors, has_parent};
 use crate::pg::inspect::{ObjectId, default_is_constant};
 use crate::pg::lock::tree;
+use crate::pg::lookup::{Dependent, Trigger, any_change, dependents, has_change, trigger, triggers_of};
 use crate::pg::security::{acts_for, current_role, query, query_strings, role_name};
-use crate::pg::trigger::{EventTrigger, NAME_PREFIX};
+use crate::pg::table::relation_named;
+use crate::pg::trigger::{Command, Dropped, DroppedKind, EventTrigger, NAME_PREFIX};
 use crate::pg::types::ColumnType;
 use crate::pg::{class, extension};
 use crate::phase::Phase;
@@ -54,16 +56,15 @@ pub fn on_event(event: &EventTrigger) -> Result<(), Error> {
     }
     match event.event().as_str() {
         "ddl_command_start" if event.drops_extension(c"pg_zdd") => check_extension(),
-        "ddl_command_end" => {
-            let commands = commands()?;
-            if guc::guard() {
-                check_used(&commands)?;
-                check_rights(&event.revoked())?;
-                check_relations(&commands)?;
-            }
-            Ok(())
+        // Without a change there is nothing to break. But nobody else is to make its trigger.
+        "ddl_command_end" if guc::guard() && (any_change() || event.may_make_triggers()) => {
+            let mut commands = event.commands();
+            commands.retain(|it| !it.is_temporary && !matches!(it.tag.as_str(), "COMMENT" | "SECURITY LABEL"));
+            check_used(&commands)?;
+            check_rights(&event.revoked())?;
+            check_relations(&commands)
         }
-        "sql_drop" => check_dropped(&dropped()?),
+        "sql_drop" if any_change() => check_dropped(&event.dropped()),
         _ => Ok(()),
     }
 }
@@ -74,68 +75,30 @@ fn check_extension() -> Result<(), Error> {
     if changes.is_empty() || !guc::guard() { Ok(()) } else { Err(Error::ActiveChanges { changes }) }
 }
 
-/// Something that a DDL statement has made or altered.
-struct Command {
-    object: ObjectId,
-    tag: String,
-}
-
-impl Command {
-    fn is_of(&self, class: Oid) -> bool {
-        self.object.class == class
-    }
-}
-
-/// What the statement that has ended has made or altered, but for temporary objects and what an extension's script did.
-fn commands() -> Result<Vec<Command>, Error> {
-    let sql = "select classid, objid, command_tag from pg_event_trigger_ddl_commands()
-        where objid is not null and not in_extension and schema_name is distinct from 'pg_temp'
-            and command_tag not in ('COMMENT', 'SECURITY LABEL')";
-    let found = query(sql, &[], |row| {
-        let (class, oid): (Option<Oid>, Option<Oid>) = (row.get(1)?, row.get(2)?);
-        let tag: Option<String> = row.get(3)?;
-        Ok(class.zip(oid).zip(tag).map(|((class, oid), tag)| Command { object: ObjectId { class, oid }, tag }))
-    })?;
-    Ok(found.into_iter().flatten().collect())
-}
-
-/// Something that a statement has dropped.
-struct Dropped {
-    object: ObjectId,
-    column: bool,
-    /// For columns and triggers: schema, table, and their own name.
-    names: Vec<String>,
-}
-
-fn dropped() -> Result<Vec<Dropped>, Error> {
-    let sql =
-        "select classid, objid, objsubid > 0, coalesce(address_names, '{}') from pg_event_trigger_dropped_objects()
-        where not is_temporary and object_type in ('table', 'table column', 'trigger')";
-    query(sql, &[], |row| {
-        let object = ObjectId { class: row.get(1)?.unwrap_or_default(), oid: row.get(2)?.unwrap_or_default() };
-        let names: Vec<Option<String>> = row.get(4)?.unwrap_or_default();
-        Ok(Dropped { object, column: row.get(3)? == Some(true), names: names.into_iter().flatten().collect() })
-    })
-}
-
 const WAIT: &str = "Wait until the change is over, or give it up with SELECT zdd.rollback(...).";
 
 fn refuse<T>(change: &Change, message: String, hint: &'static str) -> Result<T, Error> {
     Err(Error::Guard { change: change.name.clone(), message, hint })
 }
 
-/// Whether a relation can be a part of a change at all: it has triggers, or is a partition or child of what may have. This
-/// is all that most DDL pays for.
-fn may_be_managed(relation: Oid) -> bool {
-    !is_suspended(relation)
-        && (class::find(relation).is_some_and(|class| matches!(class.kind, 'r' | 'p' | 'f') && class.has_triggers)
-            || has_parent(relation))
+/// Whether a relation is a part of a change, or has a sync trigger that is of none. This is all that most DDL pays for: a few
+/// look-ups by index.
+fn is_managed(relation: Oid) -> bool {
+    let Some(class) = class::find(relation).filter(|class| matches!(class.kind, 'r' | 'p' | 'f')) else { return false };
+    (class.has_triggers || has_parent(relation))
+        && !is_suspended(relation)
+        && (ancestors(relation).into_iter().any(has_change) || has_sync_trigger(relation))
+}
+
+fn has_sync_trigger(relation: Oid) -> bool {
+    let sync = extension::sync_function();
+    triggers_of(relation).into_iter().any(|trigger| Some(trigger.function) == sync)
 }
 
 /// A change whose table is gone is over. Columns and sync triggers of the others stay.
 fn check_dropped(dropped: &[Dropped]) -> Result<(), Error> {
-    let whole = |it: &&Dropped| !it.column && it.object.class == pg_sys::RelationRelationId;
-    let tables: Vec<Oid> = dropped.iter().filter(whole).map(|it| it.object.oid).collect();
+    let tables: Vec<Oid> =
+        dropped.iter().filter(|it| it.kind == DroppedKind::Table && has_change(it.oid)).map(|it| it.oid).collect();
     if !tables.is_empty() {
         for change in catalog::of_relations(&tables)? {
             catalog::set_phase(&change, Phase::RolledBack, json!({ "reason": "the table was dropped" }))?;
@@ -145,23 +108,17 @@ fn check_dropped(dropped: &[Dropped]) -> Result<(), Error> {
         return Ok(());
     }
     for it in dropped {
-        let Some(name) = it.names.get(2) else { continue };
-        if it.column && may_be_managed(it.object.oid) {
+        let [schema, table, name] = it.names.as_slice() else { continue };
+        if it.kind == DroppedKind::Column && is_managed(it.oid) {
             // A column of the same name may have been added at once, but what was in it is gone.
-            for change in catalog::of_table(it.object.oid)? {
+            for change in catalog::of_table(it.oid)? {
                 let rule = &change.rule;
                 if rule.source.current_name() == name || rule.targets.iter().any(|target| target.name == *name) {
                     return refuse(&change, format!("Column \"{name}\" would be dropped."), WAIT);
                 }
             }
-        } else if it.object.class == pg_sys::TriggerRelationId && name.starts_with(NAME_PREFIX) {
-            let table = "select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-                where n.nspname = $1::text::name and c.relname = $2::text::name";
-            let names = [it.names[0].as_str().into(), it.names[1].as_str().into()];
-            let Some(table) = query(table, &names, |row| Ok(row.get::<Oid>(1)?))?.pop().flatten() else { continue };
-            if is_suspended(table) {
-                continue;
-            }
+        } else if it.kind == DroppedKind::Trigger && name.starts_with(NAME_PREFIX) {
+            let Some(table) = relation_named(schema, table).filter(|table| !is_suspended(*table)) else { continue };
             if let Some(change) = change_of_trigger(table, name)? {
                 let message = format!("{} would not have the sync trigger \"{name}\".", class::name(table));
                 return refuse(&change, message, WAIT);
@@ -178,34 +135,23 @@ fn change_of_trigger(table: Oid, trigger: &str) -> Result<Option<Change>, Error>
 
 /// Checks the changes of all relations that were touched.
 fn check_relations(commands: &[Command]) -> Result<(), Error> {
-    let mut touched: HashSet<Oid> = commands
-        .iter()
-        .filter(|command| command.is_of(pg_sys::RelationRelationId))
-        .map(|command| command.object.oid)
-        .filter(|relation| may_be_managed(*relation))
+    let of = |class: Oid| commands.iter().map(|it| it.object).filter(move |it| it.class == class).map(|it| it.oid);
+    let triggers: Vec<Trigger> = of(pg_sys::TriggerRelationId).filter_map(trigger).collect();
+    let touched: HashSet<Oid> = of(pg_sys::RelationRelationId)
+        .chain(triggers.iter().map(|trigger| trigger.table))
+        .filter(|relation| is_managed(*relation))
         .collect();
-    let triggers: Vec<Oid> =
-        commands.iter().filter(|it| it.is_of(pg_sys::TriggerRelationId)).map(|it| it.object.oid).collect();
-    let made = if triggers.is_empty() { Vec::new() } else { tables_of_triggers(&triggers)? };
-    touched.extend(made.iter().map(|(table, _)| *table).filter(|table| !is_suspended(*table)));
     for relation in touched {
         let changes = catalog::of_table(relation)?;
         for change in &changes {
             check_change(change, relation)?;
         }
         let known: Vec<String> = changes.iter().map(|change| trigger_name(&change.name)).collect();
-        check_unmanaged_triggers(relation, &known, made.contains(&(relation, true)))?;
+        let sync = extension::sync_function();
+        let made = triggers.iter().any(|trigger| trigger.table == relation && Some(trigger.function) == sync);
+        check_unmanaged_triggers(relation, &known, made)?;
     }
     Ok(())
-}
-
-/// The tables of triggers, and whether these are sync triggers.
-fn tables_of_triggers(triggers: &[Oid]) -> Result<Vec<(Oid, bool)>, Error> {
-    let sync = extension::sync_function().unwrap_or_default();
-    let sql = "select tgrelid, tgfoid = $2 from pg_trigger where oid = any ($1)";
-    query(sql, &[triggers.to_vec().into(), sync.into()], |row| {
-        Ok((row.get(1)?.unwrap_or_default(), row.get(2)? == Some(true)))
-    })
 }
 
 /// Checks a change after DDL on one of its tables.
@@ -494,43 +440,39 @@ struct Use {
 }
 
 /// The sync triggers that use one of these objects, or one in them if they are schemas.
-fn uses(objects: &[ObjectId]) -> Result<Vec<Use>, Error> {
-    let (schemas, objects): (Vec<ObjectId>, Vec<ObjectId>) =
-        objects.iter().partition(|object| object.class == pg_sys::NamespaceRelationId);
-    let (classes, oids): (Vec<Oid>, Vec<Oid>) = objects.iter().map(|object| (object.class, object.oid)).unzip();
-    let mut found = uses_of(
-        "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
-         from unnest($1::oid[], $2::oid[]) as o (class, oid)
-         join pg_depend as d on d.refclassid = o.class and d.refobjid = o.oid and d.classid = 'pg_trigger'::regclass
-         join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3",
-        classes,
-        oids,
-    )?;
-    // There is no quick way from a schema to what is in it.
-    if !schemas.is_empty() {
-        found.extend(uses_of(
-            "select d.refclassid, d.refobjid, t.tgrelid, t.tgname::text
-             from (
-                 select 'pg_proc'::regclass::oid, p.oid from pg_proc as p where p.pronamespace = any ($2)
-                 union all
-                 select 'pg_type'::regclass::oid, y.oid from pg_type as y where y.typnamespace = any ($2)
-             ) as m (class, oid)
-             join pg_depend as d on d.refclassid = m.class and d.refobjid = m.oid and d.classid = 'pg_trigger'::regclass
-             join pg_trigger as t on t.oid = d.objid and t.tgfoid = $3
-             where $1::oid[] is not null",
-            Vec::new(),
-            schemas.iter().map(|schema| schema.oid).collect(),
-        )?);
+fn uses(objects: &[ObjectId]) -> Vec<Use> {
+    let mut found = Vec::new();
+    let mut next: Vec<(ObjectId, bool)> =
+        objects.iter().map(|it| (*it, it.class == pg_sys::NamespaceRelationId)).collect();
+    while let Some((object, with_parts)) = next.pop() {
+        for Dependent { object: dependent, is_part } in dependents(object) {
+            if dependent.class == pg_sys::TriggerRelationId {
+                found.extend(use_by(dependent.oid, object));
+            }
+            // A table has a type for its rows, a range one for several, and each of them one for arrays.
+            let is_in = match object.class {
+                pg_sys::NamespaceRelationId => {
+                    matches!(
+                        dependent.class,
+                        pg_sys::ProcedureRelationId | pg_sys::TypeRelationId | pg_sys::RelationRelationId
+                    )
+                }
+                pg_sys::RelationRelationId | pg_sys::TypeRelationId => {
+                    dependent.class == pg_sys::TypeRelationId && is_part
+                }
+                _ => false,
+            };
+            if with_parts && is_in {
+                next.push((dependent, true));
+            }
+        }
     }
-    Ok(found)
+    found
 }
 
-fn uses_of(sql: &str, classes: Vec<Oid>, oids: Vec<Oid>) -> Result<Vec<Use>, Error> {
-    let sync = extension::sync_function().unwrap_or_default();
-    query(sql, &[classes.into(), oids.into(), sync.into()], |row| {
-        let object = ObjectId { class: row.get(1)?.unwrap_or_default(), oid: row.get(2)?.unwrap_or_default() };
-        Ok(Use { object, table: row.get(3)?.unwrap_or_default(), trigger: row.get(4)?.unwrap_or_default() })
-    })
+fn use_by(oid: Oid, object: ObjectId) -> Option<Use> {
+    let trigger = trigger(oid).filter(|trigger| Some(trigger.function) == extension::sync_function())?;
+    Some(Use { object, table: trigger.table, trigger: trigger.name })
 }
 
 /// A description of an object for people.
@@ -539,10 +481,12 @@ fn describe(object: ObjectId) -> Result<String, Error> {
     Ok(query_strings(sql, &[object.class.into(), object.oid.into()])?.pop().unwrap_or_default())
 }
 
-/// Refuses to alter what the rules of changes use. A function may get another body, as long as it stays immutable.
+/// Refuses to alter what the rules of changes use. A function may get another body, as long as it stays immutable. An
+/// extension may do with its own what it likes: nobody's rule is to stop an upgrade.
 fn check_used(commands: &[Command]) -> Result<(), Error> {
     let altered: Vec<ObjectId> = commands
         .iter()
+        .filter(|command| !command.in_extension)
         .filter(|command| command.tag.starts_with("ALTER ") || command.tag == "CREATE FUNCTION")
         .filter_map(|command| match command.object.class {
             // What uses a table uses the type of its rows.
@@ -556,7 +500,7 @@ fn check_used(commands: &[Command]) -> Result<(), Error> {
     if altered.is_empty() {
         return Ok(());
     }
-    for used in uses(&altered)?.into_iter().filter(|used| !is_suspended(used.table)) {
+    for used in uses(&altered).into_iter().filter(|used| !is_suspended(used.table)) {
         let replaced = commands.iter().any(|it| it.object == used.object && it.tag == "CREATE FUNCTION");
         if replaced && is_immutable(used.object.oid)? {
             continue;
@@ -580,7 +524,7 @@ fn check_rights(revoked: &[ObjectId]) -> Result<(), Error> {
     }
     let sql = "select 'lost' from pg_proc as p
         where p.oid = $1 and not (has_function_privilege($2, p.oid, 'execute') and has_schema_privilege($2, p.pronamespace, 'usage'))";
-    for used in uses(revoked)?.into_iter().filter(|used| used.object.class == pg_sys::ProcedureRelationId) {
+    for used in uses(revoked).into_iter().filter(|used| used.object.class == pg_sys::ProcedureRelationId) {
         let Some(change) = change_of_trigger(used.table, &used.trigger)? else { continue };
         let Some(owner) = catalog::rule_owner(change.id) else { continue };
         if !query_strings(sql, &[used.object.oid.into(), owner.into()])?.is_empty() {

@@ -75,11 +75,8 @@ pub fn tree(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 }
 
 fn members(relation: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Vec<pg_sys::Oid> {
-    // SAFETY: the list is one of OIDs, with `length` elements.
-    unsafe {
-        let list = super::ffi::find_all_inheritors(relation, mode);
-        (0..(*list).length as usize).map(|index| (*(*list).elements.add(index)).oid_value).collect()
-    }
+    // SAFETY: the list is one of OIDs.
+    unsafe { super::oids_of(super::ffi::find_all_inheritors(relation, mode)) }
 }
 
 /// A lock of the session, which outlives transactions: held by exactly one session at a time, and by none when that

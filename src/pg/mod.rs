@@ -19,6 +19,7 @@ pub mod parse;
 pub mod privilege;
 pub mod security;
 pub mod session;
+mod set;
 pub mod settings;
 pub mod shmem;
 pub mod subxact;
@@ -40,6 +41,18 @@ pub(crate) unsafe fn list_of<T>(list: *mut pg_sys::List) -> Vec<*mut T> {
     }
     // SAFETY: the caller vouches for the list; `length` elements are initialised.
     unsafe { (0..(*list).length as usize).map(|index| (*(*list).elements.add(index)).ptr_value.cast::<T>()).collect() }
+}
+
+/// The elements of a PostgreSQL list of OIDs.
+///
+/// # Safety
+/// `list` is NIL or a valid list of OIDs.
+pub(crate) unsafe fn oids_of(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller vouches for the list; `length` elements are initialised.
+    unsafe { (0..(*list).length as usize).map(|index| (*(*list).elements.add(index)).oid_value).collect() }
 }
 
 /// A palloc'ed C string as a Rust string; empty when NULL.

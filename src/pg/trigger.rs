@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::hook::Columns;
 use super::inspect::ObjectId;
+use super::set::for_each_row;
 use super::table::{Row, Table};
 use super::value::Value;
 use super::{c_string, list_of, node_string, tag};
@@ -190,6 +191,31 @@ pub extern "C" fn pg_finfo_zdd_sync() -> &'static pg_sys::Pg_finfo_record {
     &VERSION_1
 }
 
+/// Something that a DDL statement has made or altered.
+pub struct Command {
+    pub object: ObjectId,
+    pub tag: String,
+    pub is_temporary: bool,
+    /// Whether the script of an extension has done it.
+    pub in_extension: bool,
+}
+
+/// Something that a statement has dropped.
+pub struct Dropped {
+    pub kind: DroppedKind,
+    /// Of the table, if it is a column.
+    pub oid: pg_sys::Oid,
+    /// Schema, table, and, for columns and triggers, their own name.
+    pub names: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum DroppedKind {
+    Table,
+    Column,
+    Trigger,
+}
+
 /// An event trigger's call.
 pub struct EventTrigger {
     data: *const pg_sys::EventTriggerData,
@@ -212,6 +238,53 @@ impl EventTrigger {
     pub fn event(&self) -> String {
         // SAFETY: valid for the duration of the call; the event is a NUL-terminated string.
         unsafe { c_string((*self.data).event) }
+    }
+
+    /// Whether the statement may be one that makes or alters triggers, on its own or as a part of it.
+    pub fn may_make_triggers(&self) -> bool {
+        // SAFETY: see `event`; the tag's name is a constant.
+        let tag = unsafe { core::ffi::CStr::from_ptr(pg_sys::GetCommandTagName((*self.data).tag)) };
+        tag == c"CREATE TRIGGER" || tag == c"ALTER TRIGGER" || tag == c"CREATE SCHEMA"
+    }
+
+    /// At the end of a statement: what it has made or altered and is still there.
+    pub fn commands(&self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        // SAFETY: the function is called as it must be, or raises; these are its columns: classid, objid, command_tag,
+        // schema_name and in_extension.
+        unsafe {
+            for_each_row(pg_sys::F_PG_EVENT_TRIGGER_DDL_COMMANDS, |row| {
+                // A GRANT or REVOKE tells no object.
+                let Some((class, oid)) = row.get(1).zip(row.get(2)) else { return };
+                commands.push(Command {
+                    object: ObjectId { class, oid },
+                    tag: row.get(4).unwrap_or_default(),
+                    is_temporary: row.get::<String>(6).as_deref() == Some("pg_temp"),
+                    in_extension: row.get(8) == Some(true),
+                });
+            });
+        }
+        commands
+    }
+
+    /// When a statement has dropped something: the tables, columns and triggers that are gone, but for temporary ones.
+    pub fn dropped(&self) -> Vec<Dropped> {
+        let mut dropped = Vec::new();
+        // SAFETY: as above: classid, objid, is_temporary, object_type and address_names.
+        unsafe {
+            for_each_row(pg_sys::F_PG_EVENT_TRIGGER_DROPPED_OBJECTS, |row| {
+                let kind = match row.get::<String>(7).as_deref() {
+                    Some("table") => DroppedKind::Table,
+                    Some("table column") => DroppedKind::Column,
+                    Some("trigger") => DroppedKind::Trigger,
+                    _ => return,
+                };
+                let Some(oid) = row.get(2).filter(|_| row.get(6) != Some(true)) else { return };
+                let names: Vec<Option<String>> = row.get(11).unwrap_or_default();
+                dropped.push(Dropped { kind, oid, names: names.into_iter().flatten().collect() });
+            });
+        }
+        dropped
     }
 
     /// Whether the statement is DROP EXTENSION of this extension.
