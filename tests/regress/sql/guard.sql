@@ -175,6 +175,58 @@ alter function first_word(text) volatile;
 :refused
 create or replace function first_word(text) returns text language sql immutable return upper(split_part($1, ' ', 1));
 
+-- What it is made of may also be named by its schema, or be the type of a table's rows.
+revoke execute on function first_word(text) from public, regress_owner;
+:refused
+revoke execute on all functions in schema app from public, regress_owner;
+:refused
+revoke usage on schema app from public, regress_owner;
+:refused
+reset session authorization;
+alter schema app rename to app2;
+set session authorization regress_owner;
+:refused
+create table made_of (id integer);
+create function of_rows(made_of[]) returns text language sql immutable return $1::text;
+create table typed (a text);
+select zdd.split_column('typed', 'a', 'x text', split_sql => array['coalesce(app.of_rows(null), a)'], join_sql => 'x');
+:remember
+alter table made_of add column more text;
+:refused
+drop table typed, made_of cascade;
+:remember
+
+-- Wherever a statement comes from, and whatever else it does.
+do $$ begin execute 'alter table app.t drop column b'; end $$;
+:refused
+do $$ begin execute 'alter table app.parted alter column x set not null'; end $$;
+:refused
+reset session authorization;
+create schema elements authorization regress_owner create table child () inherits (app.parent);
+set session authorization regress_owner;
+:refused
+reset session authorization;
+create schema elements create table x (id integer primary key, a text)
+    create trigger "~zdd_x.a" before insert on x for each row execute function zdd.sync('{}');
+set session authorization regress_owner;
+:refused
+reset session authorization;
+create schema elements create table x (id integer primary key, a text) create index on x (a)
+    create table y (id integer references x) create view v as select * from y;
+drop schema elements cascade;
+set session authorization regress_owner;
+-- Temporary tables are nobody else's business, but their triggers run the same code.
+create temporary table temporary (a text, b text);
+alter table temporary drop column b;
+\set VERBOSITY sqlstate
+create trigger "~zdd_t.a" before insert on temporary for each row execute function zdd.sync('{}');
+\set VERBOSITY default
+:refused
+create trigger sync before insert on temporary for each row execute function touch();
+drop trigger sync on temporary;
+drop table temporary;
+:remember
+
 -- Everything else goes on.
 alter table t add column e text default 'x', alter column d set not null, add check (c <> 'never');
 alter table t alter column a set default 'x y', alter column a set statistics 10, alter column b set storage external;
@@ -261,3 +313,14 @@ select zdd.split_column('t', 'a', 'b text, c text', delimiter => ' ');
 drop table parent;
 drop owned by regress_owner;
 select change, phase, relation from zdd.changes order by change, phase;
+
+-- Where there is no change at all, sync triggers are still nobody else's to make.
+reset session authorization;
+\set VERBOSITY sqlstate
+create schema elements create table x (a text)
+    create trigger sync before insert on x for each row execute function zdd.sync('{}');
+create temporary table temporary (a text);
+create trigger sync before insert on temporary for each row execute function zdd.sync('{}');
+create constraint trigger sync after insert on temporary for each row execute function zdd.sync('{}');
+\set VERBOSITY default
+drop table temporary;

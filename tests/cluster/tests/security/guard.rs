@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use pg_zdd_cluster::Cluster;
-use pg_zdd_cluster::session::Session;
+use pg_zdd_cluster::session::{Session, shared_cluster};
 
 use crate::{PLAIN, SHOP, Stage, memory_kb, soon};
 
@@ -287,4 +287,64 @@ fn everything_is_dropped() {
     assert_eq!(stage.db.text(phases), "rolled_back expanding");
     stage.run("DROP OWNED BY :mallory CASCADE");
     assert_eq!(stage.db.text(phases), "rolled_back rolled_back");
+}
+
+/// What the script of an extension does to its own is its business, also when a rule uses it; what it does to a table with a
+/// change is not.
+#[test]
+fn scripts_of_extensions() {
+    let mut stage = Stage::new();
+    let name = format!("pg_zdd_scripts_{}", std::process::id());
+    let dir = stage.db.text("SELECT setting || '/extension' FROM pg_config() WHERE name = 'SHAREDIR'");
+    let files = [
+        (".control", "default_version = '1'"),
+        ("--1.sql", "CREATE FUNCTION public.of_script(text) RETURNS text LANGUAGE sql IMMUTABLE RETURN $1;"),
+        ("--1--2.sql", "ALTER FUNCTION public.of_script(text) COST 7;"),
+        ("--2--3.sql", "ALTER TABLE evil.t ALTER COLUMN b SET NOT NULL;"),
+        ("--2--4.sql", "CREATE TABLE public.of_script () INHERITS (evil.t);"),
+        ("--2--5.sql", "ALTER TABLE evil.t DROP COLUMN b;"),
+        ("--2--6.sql", "CREATE TABLE public.of_script (id int PRIMARY KEY); ALTER TABLE evil.t ADD COLUMN more text;"),
+    ]
+    .map(|(end, text)| (format!("{dir}/{name}{end}"), text));
+    for (file, text) in &files {
+        std::fs::write(file, text).expect("a file of the server");
+    }
+    stage.db.run(&format!("CREATE EXTENSION {name}"));
+    stage.mallory.run(
+        "CREATE TABLE evil.t (id int PRIMARY KEY, a text);
+         SELECT zdd.split_column('evil.t', 'a', 'b text', split_sql => array['public.of_script(a)'], join_sql => 'b')",
+    );
+    let mut update = |version| stage.db.attempt(&format!("ALTER EXTENSION {name} UPDATE TO '{version}'"));
+    assert_eq!(update("2"), Ok(()));
+    let refused = ["3", "4", "5"].map(|version| update(version).expect_err("a script that breaks the change"));
+    assert_eq!(update("6"), Ok(()));
+    for (file, _) in &files {
+        std::fs::remove_file(file).expect("a file of the server");
+    }
+    for error in refused {
+        assert!(error.contains("this would break the active change"), "{error}");
+    }
+}
+
+/// Many tables come in one statement.
+#[test]
+fn foreign_schema_comes_in() {
+    let mut stage = Stage::with_change(PLAIN);
+    stage.run(
+        "CREATE SCHEMA far; CREATE TABLE far.x (id int PRIMARY KEY, a text); CREATE TABLE far.y (a text DEFAULT 'y');
+         CREATE SCHEMA near; CREATE EXTENSION postgres_fdw",
+    );
+    let database = stage.db.text("SELECT current_database()");
+    let socket = shared_cluster().socket_dir().display();
+    stage.run(&format!(
+        "CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{socket}', dbname '{database}');
+         CREATE USER MAPPING FOR postgres SERVER self OPTIONS (user 'postgres');
+         IMPORT FOREIGN SCHEMA far FROM SERVER self INTO near"
+    ));
+    assert_eq!(stage.db.text("SELECT count(*) FROM pg_class WHERE relkind = 'f'"), "2");
+    let error = stage.db.error("ALTER FOREIGN TABLE near.x INHERIT evil.t");
+    assert!(error.contains("child table is missing column"), "{error}");
+    stage.db.run("ALTER FOREIGN TABLE near.x ADD note text, ADD b text, ADD c text");
+    let error = stage.db.error("ALTER FOREIGN TABLE near.x INHERIT evil.t");
+    assert!(error.contains("this would break the active change"), "{error}");
 }
