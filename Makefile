@@ -5,7 +5,7 @@
 #   make test       every test
 #   make soak       the tests that find more the longer they run, each for SECONDS (600); SEED to say the same again,
 #                   TESTS="fuzz" for some of them
-#   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report" or "usage",
+#   make bench      side by side with the alternatives; PARTS="writes backfill load lifecycle locks cases report", "usage" or "ddl",
 #                   ROWS, ROUNDS, FULL=1 for a table ten times as large, ONLY="pgroll floor" for some of the contenders,
 #                   RATE for so many statements per second in load, TMPDIR=/dev/shm for a server without a disk
 #   make lint       formatting and clippy

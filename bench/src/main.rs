@@ -2,7 +2,7 @@
 //! machine does hits all of them. Read the ratios, not the seconds.
 //!
 //! `pg_zdd_bench [writes] [backfill] [load] [lifecycle] [locks] [cases] [report]` (`make bench PARTS=…`), by default all of
-//! these; `usage` alone measures what recording usage costs.
+//! these; `usage` alone measures what recording usage costs, and `ddl` alone what other DDL costs.
 //! From the environment: ROWS (default 1,000,000), ROUNDS (default 3), FULL=1 for a table ten times as large, and
 //! ONLY="pgroll floor" for some of the contenders.
 
@@ -11,6 +11,7 @@ mod cases;
 mod chart;
 mod clients;
 mod contender;
+mod ddl;
 mod lifecycle;
 mod load;
 mod locks;
@@ -85,9 +86,11 @@ impl Bench {
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    // It has servers of its own, and no place in the report.
-    if wanted == ["usage"] {
-        return usage::run();
+    // They have servers of their own, and no place in the report.
+    match wanted.as_slice() {
+        [part] if part == "usage" => return usage::run(),
+        [part] if part == "ddl" => return ddl::measure(),
+        _ => {}
     }
     if let Some(unknown) = wanted.iter().find(|name| !PARTS.contains(&name.as_str())) {
         return Err(format!("there is no part {unknown}, but {}", PARTS.join(", ")).into());
