@@ -10,7 +10,6 @@ use super::gate::Gate;
 use super::inspect::{ObjectId, UserObjects};
 use super::memory::Memory;
 use super::parse::{c_text, expression};
-use super::settings::RowSettings;
 use super::subxact::catch;
 use super::types::ColumnType;
 use super::value::{Value, Values};
@@ -145,7 +144,6 @@ impl Evaluation {
             for &state in &self.states {
                 let mut is_null = false;
                 let Some(evaluate) = (*state).evalfunc else { continue };
-                RowSettings::renew();
                 let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(state, self.context, &mut is_null));
                 outputs.push(Value::from_parts(datum, is_null));
             }

@@ -22,8 +22,8 @@ mod raw {
 
     unsafe extern "C-unwind" {
         pub static MySubscription: *const Subscription;
-        pub static mut bytea_output: core::ffi::c_int;
-        pub static mut xmloption: core::ffi::c_int;
+        pub static bytea_output: core::ffi::c_int;
+        pub static xmloption: core::ffi::c_int;
         pub fn ThrowErrorData(error: *mut pg_sys::ErrorData);
         pub fn has_superclass(relation: pg_sys::Oid) -> bool;
         pub fn find_all_inheritors(
@@ -45,10 +45,7 @@ mod raw {
     }
 }
 
-pub use raw::{Walker, bytea_output, xmloption};
-
-/// A value of the setting bytea_output.
-pub const BYTEA_OUTPUT_HEX: core::ffi::c_int = 1;
+pub use raw::Walker;
 
 /// Handles a signal.
 pub type Signal = unsafe extern "C-unwind" fn(core::ffi::c_int);
@@ -61,6 +58,7 @@ pub fn has_superclass(relation: pg_sys::Oid) -> bool {
 
 /// Whether bytea is written in hexadecimal digits.
 pub fn bytea_output_is_hex() -> bool {
+    const BYTEA_OUTPUT_HEX: core::ffi::c_int = 1;
     // SAFETY: reads a setting.
     unsafe { raw::bytea_output == BYTEA_OUTPUT_HEX }
 }

@@ -15,7 +15,7 @@ use pgrx::spi::{Spi, SpiHeapTupleData};
 
 use super::outside::{Caller, Statement};
 use super::security::switch_to;
-use super::settings::{Pin, RowSettings, Setting, Settings};
+use super::settings::{Pin, Setting, Settings};
 use crate::error::Error;
 
 /// The proof that the code which has it runs behind the gate. It cannot be kept: it lives as long as the call.
@@ -37,12 +37,13 @@ pub fn as_owner_for_caller<R>(owner: pg_sys::Oid, f: impl FnOnce(&Gate) -> R) ->
     enter(owner, || Settings::pin_noting(Pin::ALL_BUT_SEARCH_PATH), f)
 }
 
-/// The same for one row after the other.
+/// The same for one row after the other: what is immutable needs no more than the search_path that it was parsed under, and
+/// settings cost more than most rules do.
 pub fn as_owner_for_row<R>(owner: pg_sys::Oid, f: impl FnOnce(&Gate) -> R) -> R {
-    enter(owner, || (RowSettings::pin(), Vec::new()), f)
+    enter(owner, || (Settings::pin(Pin::SEARCH_PATH), Vec::new()), f)
 }
 
-fn enter<S, R>(owner: pg_sys::Oid, pin: impl FnOnce() -> (S, Vec<Setting>), f: impl FnOnce(&Gate) -> R) -> R {
+fn enter<R>(owner: pg_sys::Oid, pin: impl FnOnce() -> (Settings, Vec<Setting>), f: impl FnOnce(&Gate) -> R) -> R {
     const RESTRICTED: u32 =
         pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_NOFORCE_RLS;
     let switch = switch_to(owner, RESTRICTED);

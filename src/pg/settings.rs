@@ -97,17 +97,13 @@ impl Settings {
     /// Gives the pinned settings their values.
     pub fn pin(pins: &[Pin]) -> Settings {
         let settings = Settings::begin();
-        Settings::add(pins);
-        settings
-    }
-
-    fn add(pins: &[Pin]) {
         for pin in pins {
             // SAFETY: reads variables of this backend, see `Pin`.
             if !unsafe { (pin.holds)() } {
                 set(pin.name, pin.value, pg_sys::GucAction::GUC_ACTION_SAVE);
             }
         }
+        settings
     }
 
     /// The same. Returns what it has changed, as it was.
@@ -139,95 +135,6 @@ impl Drop for Settings {
             // code in between has set for the session goes too.
             unsafe { pg_sys::AtEOXact_GUC(false, self.nest_level) };
         }
-    }
-}
-
-macro_rules! variables {
-    ($($name:ident: $type:ty = $variable:path => $ours:expr,)*) => {
-        #[derive(Clone, Copy)]
-        struct Variables {
-            $($name: $type,)*
-        }
-
-        impl Variables {
-            fn current() -> Variables {
-                // SAFETY: reads variables of this backend.
-                unsafe { Variables { $($name: $variable,)* } }
-            }
-
-            fn ours() -> Variables {
-                Variables { $($name: $ours,)* }
-            }
-
-            fn make_current(self) {
-                // SAFETY: the values are those that the settings may have; a backend has one thread.
-                unsafe { $($variable = self.$name;)* }
-            }
-        }
-    };
-}
-
-// The variables behind `Pin::ALL_BUT_SEARCH_PATH`, with the same values.
-variables! {
-    conforming_strings: bool = pg_sys::standard_conforming_strings => true,
-    null_equals: bool = pg_sys::Transform_null_equals => false,
-    backslash_quote: i32 = pg_sys::backslash_quote
-        => pg_sys::BackslashQuoteType::BACKSLASH_QUOTE_SAFE_ENCODING as i32,
-    quote_all: bool = pg_sys::quote_all_identifiers => false,
-    array_nulls: bool = pg_sys::Array_nulls => true,
-    date_style: i32 = pg_sys::DateStyle => pg_sys::USE_ISO_DATES as i32,
-    date_order: i32 = pg_sys::DateOrder => pg_sys::DATEORDER_MDY as i32,
-    interval_style: i32 = pg_sys::IntervalStyle => pg_sys::INTSTYLE_POSTGRES as i32,
-    time_zone: *mut pg_sys::pg_tz = pg_sys::session_timezone => utc(),
-    float_digits: i32 = pg_sys::extra_float_digits => 1,
-    bytea_output: i32 = super::ffi::bytea_output => super::ffi::BYTEA_OUTPUT_HEX,
-    xml_option: i32 = super::ffi::xmloption => pg_sys::XmlOptionType::XMLOPTION_CONTENT as i32,
-}
-
-fn utc() -> *mut pg_sys::pg_tz {
-    thread_local! {
-        // SAFETY: looks a name up that is always known. PostgreSQL keeps time zones for ever.
-        static UTC: *mut pg_sys::pg_tz = unsafe { pg_sys::pg_tzset(c"UTC".as_ptr()) };
-    }
-    UTC.with(|utc| *utc)
-}
-
-/// All of `Pin::ALL` for code that runs for row after row. To set a setting and to put it back costs more than most rules do,
-/// so all but the search_path get their values in the variables themselves.
-pub struct RowSettings {
-    nest_level: i32,
-    before: Variables,
-}
-
-impl RowSettings {
-    pub fn pin() -> RowSettings {
-        let ours = Variables::ours();
-        // SAFETY: begins a level that `drop` ends.
-        let settings = RowSettings { nest_level: unsafe { pg_sys::NewGUCNestLevel() }, before: Variables::current() };
-        ours.make_current();
-        Settings::add(Pin::SEARCH_PATH);
-        settings
-    }
-
-    /// The same again within: what a function with a DateStyle or TimeZone of its own puts back when it is done is the
-    /// session's.
-    pub(super) fn renew() {
-        let ours = Variables::ours();
-        // SAFETY: as in `Variables::make_current`.
-        unsafe {
-            pg_sys::DateStyle = ours.date_style;
-            pg_sys::DateOrder = ours.date_order;
-            pg_sys::session_timezone = ours.time_zone;
-        }
-    }
-}
-
-impl Drop for RowSettings {
-    fn drop(&mut self) {
-        // After an error too: its abort would put back what the code in between has found, which is ours.
-        // SAFETY: ends the nest level that `pin` began, and with it those within.
-        unsafe { pg_sys::AtEOXact_GUC(false, self.nest_level) };
-        self.before.make_current();
     }
 }
 
