@@ -1422,8 +1422,7 @@ fn a_fence_that_was_asked_for_stays_when_the_contract_is_refused() {
     wait_for(&mut db, "SELECT now() - phase_since > '1 s' FROM zdd.changes", "t");
     db.run(RESUME);
     wait_for(&mut db, STOPPED, "contract|fenced|stopped");
-    let error = db.text("SELECT last_error FROM zdd.progress");
-    assert!(error.contains("could not lock"), "{error}");
+    assert!(db.text("SELECT last_error FROM zdd.progress").contains("1 row"));
 }
 
 #[test]
